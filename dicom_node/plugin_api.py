@@ -1,0 +1,217 @@
+"""The contract of a plugin: its manifest plugin.toml (schema version 1), as frozen values.
+
+A plugin is a folder; its manifest says which series it wants, how a tensor is made of them, how the output becomes
+findings, and what those are called. A standard task needs no code. What this version does not implement has no field
+here, so it is refused by name. `read_manifest` is the one way in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal, Self, TypeAlias
+
+from pydantic import Field, model_validator
+
+from dicom_node.config.schema import SeriesMatch, Table
+from dicom_node.imaging.steps import Step
+
+Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Triple: TypeAlias = tuple[float, float, float]
+
+
+class PluginTable(Table):
+    """[plugin]"""
+
+    id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{1,31}$")]
+    """Equals the folder's name."""
+    version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """What radiologists read as the algorithm's name."""
+    intended_use: Annotated[str, Field(min_length=1)]
+    task: Literal["segmentation"]
+    demonstrator: bool
+    """True: nothing clinical; results say so."""
+
+
+class InputSeries(SeriesMatch):
+    """[[input_series]]: which series fills a role."""
+
+    role: str
+    required: Literal[True] = True
+    min_slices: Annotated[int, Field(ge=1)] = 2
+
+
+class InputTensor(Table):
+    """[[input]]: one input tensor of the model."""
+
+    tensor: str
+    roles: tuple[str, ...] = Field(min_length=1)
+    """The role that fills each channel."""
+    dtype: Literal["float32"] = "float32"
+    axes: Literal["NCDHW"] = "NCDHW"
+    """Batch, channel, then the three array axes as the preprocessing left them."""
+    divisor: Annotated[int, Field(ge=1)] = 1
+    """Each spatial axis is padded to a multiple of this before a run."""
+
+
+class Preprocess(Table):
+    """[preprocess]"""
+
+    spec_version: Literal[1]
+    step: tuple[Annotated[Step, Field(discriminator="kind")], ...]
+
+
+class Inference(Table):
+    """[inference]: the whole volume in one run, or windows that overlap."""
+
+    mode: Literal["whole", "window"]
+    window: tuple[int, int, int] | None = None
+    """Voxels along the three array axes; mode "window" only."""
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    blend: Literal["constant", "gaussian"] = "gaussian"
+    batch: Annotated[int, Field(ge=1)] = 1
+    max_windows: Annotated[int, Field(ge=1)] = 4096
+
+    @model_validator(mode="after")
+    def _window_goes_with_mode(self) -> Self:
+        if (self.mode == "window") != (self.window is not None):
+            raise ValueError('`window` is given with mode = "window", and only then')
+        return self
+
+
+class OutputTensor(Table):
+    """[[output]]: one output tensor of the model; its channels are the classes."""
+
+    tensor: str
+    role: Literal["logits", "probability"]
+    activation: Literal["none", "sigmoid", "softmax"]
+    exclusive: bool
+    """True: one class a voxel (argmax); False: a threshold for each class, masks may overlap."""
+    classes: tuple[str, ...] = Field(min_length=1)
+    """Label of each channel; "background" makes no segment."""
+
+
+class Postprocess(Table):
+    """[postprocess]"""
+
+    threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    min_volume_mm3: Annotated[float, Field(ge=0)] = 0.0
+    connectivity: Literal[6, 18, 26] = 26
+    keep: Literal["all", "largest"] = "all"
+    """Of the connected components of a class."""
+    split: bool = False
+    """True: each component is a finding of its own; False: one finding a class."""
+    fill_holes: bool = False
+    min_mean_contrast: float | None = None
+    """A component is kept only if its mean exceeds that of a two-voxel shell around it by this much (unit of the modality)."""
+
+
+class Code(Table):
+    """A coded concept (PS3.3 Table 8.8-1)."""
+
+    value: str = Field(max_length=16)
+    scheme: str
+    meaning: str = Field(max_length=64)
+
+
+class Segment(Table):
+    """[[segment]]: what a class is called."""
+
+    label: str = Field(max_length=64)
+    category: Code
+    """CID 7150 Segmentation Property Category."""
+    type: Code
+    anatomy: Code | None = None
+    colour: tuple[int, int, int]
+    """Recommended display colour, sRGB 0..255."""
+
+
+class Model(Table):
+    """[[model]]: the weights."""
+
+    file: str
+    """Relative to the plugin's folder, or, where `installed` is true, to data_dir/models/<plugin id>."""
+    sha256: Sha256
+    source: str
+    licence: str
+    precision: Literal["fp32"] = "fp32"
+    installed: bool = False
+    """Not shipped: `dicom-node plugins install` brings the file."""
+
+
+class Runtime(Table):
+    """[runtime]"""
+
+    engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
+    threads: Annotated[int, Field(ge=0)] = 0
+    """0: as many as the machine has cores."""
+
+
+class Limits(Table):
+    """[limits]: what one job may cost; the child that goes over is ended."""
+
+    time_s: Annotated[float, Field(gt=0)]
+    ram_mb: Annotated[int, Field(gt=0)]
+    max_voxels: Annotated[int, Field(gt=0)] = 512 * 512 * 2000
+    """Of the source volume."""
+
+
+class Plausibility(Table):
+    """[plausibility]: bounds outside which a result is withheld, in physical units."""
+
+    total_volume_ml: tuple[float, float] | None = None
+    """Of all findings together; an explicit "nothing found" is not measured by it."""
+    max_findings: Annotated[int, Field(ge=1)] | None = None
+    source_extent_mm: tuple[float, float] | None = None
+    """Shortest and longest allowed extent of the source volume along its slice axis."""
+    source_mean: tuple[float, float] | None = None
+    """Allowed mean of the preprocessed tensor: training statistics."""
+    refuse_touching_border: bool = False
+    """Withhold when a mask touches the first or last slice or an edge of the field of view."""
+
+
+class Quality(Table):
+    """[quality]: a rule of plugins/ that is done, or exempt with its reason."""
+
+    rule: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(Table):
+    """plugin.toml."""
+
+    schema_version: Literal[1]
+    plugin: PluginTable
+    input_series: tuple[InputSeries, ...] = Field(min_length=1, max_length=1)
+    input: tuple[InputTensor, ...] = Field(min_length=1, max_length=1)
+    preprocess: Preprocess
+    inference: Inference
+    output: tuple[OutputTensor, ...] = Field(min_length=1, max_length=1)
+    postprocess: Postprocess = Postprocess()
+    segment: tuple[Segment, ...] = Field(min_length=1)
+    model: tuple[Model, ...] = Field(min_length=1, max_length=1)
+    runtime: Runtime = Runtime()
+    limits: Limits
+    plausibility: Plausibility = Plausibility()
+    quality: Quality = Quality()
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        roles = {series.role for series in self.input_series}
+        for tensor in self.input:
+            for role in tensor.roles:
+                if role not in roles:
+                    raise ValueError(f"input {tensor.tensor!r}: no [[input_series]] has the role {role!r}")
+        labels = {segment.label for segment in self.segment}
+        for output in self.output:
+            for label in output.classes:
+                if label != "background" and label not in labels:
+                    raise ValueError(f"output {output.tensor!r}: no [[segment]] has the label {label!r}")
+        return self
+
+    def spec_sha256(self) -> str:
+        """Return the digest of everything between file and finding: the InferenceSpec (ARCHITECTURE, decision 8)."""
+        spec = self.model_dump(
+            mode="json", include={"input", "preprocess", "inference", "output", "postprocess", "plausibility"}
+        )
+        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()

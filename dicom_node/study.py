@@ -1,0 +1,139 @@
+"""The words of DICOM that every stage shares: frozen values for instances, series, studies and frames.
+
+Nothing here reads a file or knows a library. Headers travel as the DICOM JSON model (PS3.18 F.2): a mapping from
+eight upper-case hexadecimal digits to ``{"vr": ..., "Value": [...]}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+DicomJson: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""A data set without bulk data in the DICOM JSON model (PS3.18 F.2)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """One image plane in patient space, of a classic instance or of an enhanced one.
+
+    Positions and orientations are LPS, in mm (PS3.3 C.7.6.2.1.1).
+    """
+
+    sop_instance_uid: str
+    frame_number: int
+    """1-based; 1 for a single-frame instance."""
+    position_mm: tuple[float, float, float]
+    """Centre of the first voxel: Image Position (Patient)."""
+    orientation: tuple[float, float, float, float, float, float]
+    """Direction cosines along a row (increasing column), then down a column: Image Orientation (Patient)."""
+    pixel_spacing_mm: tuple[float, float]
+    """Distance between rows, distance between columns: Pixel Spacing, in DICOM's order."""
+    rows: int
+    columns: int
+    frame_of_reference_uid: str | None
+    stack: tuple[tuple[str, str], ...] = ()
+    """Values that set this frame apart from others at the same position: (keyword, text), sorted; for example
+    ``(("EchoTime", "4.9"), ("TemporalPositionIndex", "2"))``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceDescription:
+    """What indexing keeps of one instance: identity, header and the values that rules and geometry need."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    patient_id: str
+    """Empty when absent."""
+    is_image: bool
+    """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or other derived object."""
+    made_by_us: bool
+    """Our own equipment made it, so it never triggers a route (ARCHITECTURE, decision 3)."""
+    n_frames: int
+    header: DicomJson
+    """The series' header: no bulk data, of Per-frame Functional Groups the first item only."""
+    frames: tuple[Frame, ...]
+    """Geometry of each frame; empty when the instance has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FiledInstance:
+    """One immutable version of an instance in the store."""
+
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    digest: str
+    """SHA-256, hexadecimal, of the data set part: the bytes exactly as received, file meta information excluded."""
+    path: Path
+    size_bytes: int
+    """Of the data set part."""
+    calling_ae: str
+    called_ae: str
+    received_at: datetime
+    association: str | None
+    """Identifier of the association's row, None when found by the sweep."""
+    is_new: bool = True
+    """False when exactly these bytes were in the store already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesView:
+    """A series as rules see it."""
+
+    series_instance_uid: str
+    header: DicomJson
+    n_images: int
+    """Instances that are images and not ours."""
+    n_instances: int
+    calling_ae: str
+    called_ae: str
+    slice_spacing_mm: float | None
+    """Median distance between neighbouring positions along the normal; None where there are no positions."""
+    image_digests: tuple[tuple[str, str], ...]
+    """(SOP Instance UID, digest) of its images, sorted: what a job's input digest is made of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyView:
+    """A study as rules see it: only what was received, never our own results."""
+
+    study_instance_uid: str
+    series: tuple[SeriesView, ...]
+    first_received: datetime
+    last_received: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Association:
+    """Who sent, and how: the row that completeness reads."""
+
+    id: str
+    calling_ae: str
+    called_ae: str
+    address: str
+    peer: str
+    opened_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceImage:
+    """One file that a job reads: where it is and which version it is."""
+
+    sop_instance_uid: str
+    digest: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobInput:
+    """The exact list of versions that a job pinned, by input role of its plugin."""
+
+    study_instance_uid: str
+    roles: Mapping[str, tuple[SourceImage, ...]] = field(default_factory=dict)
