@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 from dicom_node.errors import IllegalTransitionError
 
@@ -145,6 +145,10 @@ DELIVERY_OPEN: Final = frozenset(
 DELIVERY_WELL: Final = frozenset({DeliveryState.STORED, DeliveryState.COMMITTED, DeliveryState.SKIPPED})
 
 
+S = TypeVar("S", JobState, DeliveryState)
+E = TypeVar("E", JobEvent, DeliveryEvent)
+
+
 def next_job_state(state: JobState, event: JobEvent) -> JobState:
     """Return the state that `event` leads to.
 
@@ -178,3 +182,9 @@ def job_outcome(deliveries: frozenset[DeliveryState]) -> JobEvent | None:
     if deliveries & DELIVERY_OPEN:
         return None
     return JobEvent.FINISH if deliveries <= DELIVERY_WELL else JobEvent.FAIL
+
+
+def state_diagram(transitions: Mapping[tuple[S, E], S]) -> str:
+    """Return the table as a Mermaid state diagram; ARCHITECTURE.md shows it and a test keeps the two equal."""
+    lines = [f"    {state} --> {target}: {event}" for (state, event), target in transitions.items()]
+    return "\n".join(["stateDiagram-v2", *sorted(lines)])

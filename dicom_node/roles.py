@@ -1,0 +1,159 @@
+"""The roles of the node as objects, and the supervisor that runs them as processes.
+
+A role is a set of loops that share nothing with other roles but records and files. Each loop calls one small step of
+the pipeline until it is told to stop; SIGTERM drains: no new association, the running job's lease is given back.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from dicom_node.clock import Clock
+from dicom_node.logs import Log
+
+ROLE_NAMES = ("receiver", "worker", "sender")
+RESTART_S = 2.0
+"""A role that ended is started again after this long."""
+DRAIN_S = 20.0
+"""How long a role may take to stop before it is killed; leases and files survive either."""
+
+
+class Role(Protocol):
+    """What runs until it is told to stop."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set, then drain and return."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """A step that is repeated: at once while it finds work, after `idle_s` when there was none."""
+
+    name: str
+    step: Callable[[], bool]
+    """Does one piece of work; returns whether there was any."""
+    idle_s: float
+
+
+class LoopingRole:
+    """A role made of loops, each in a thread of its own."""
+
+    def __init__(
+        self,
+        loops: Sequence[Loop],
+        *,
+        log: Log,
+        before: Callable[[], None] = lambda: None,
+        after: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`before` runs before the loops start, `after` when all of them have ended."""
+        self._loops = loops
+        self._log = log
+        self._before = before
+        self._after = after
+
+    def run(self, stop: threading.Event) -> None:
+        """Run every loop until `stop` is set."""
+        self._before()
+        threads = [
+            threading.Thread(target=self._repeat, args=(loop, stop), name=loop.name, daemon=True)
+            for loop in self._loops
+        ]
+        for thread in threads:
+            thread.start()
+        stop.wait()
+        for thread in threads:
+            thread.join(DRAIN_S)
+        self._after()
+
+    def _repeat(self, loop: Loop, stop: threading.Event) -> None:
+        """A process boundary: an error in one step is logged and the loop goes on."""
+        while not stop.is_set():
+            try:
+                worked = loop.step()
+            except Exception as error:
+                self._log.error("loop.failed", reason=loop.name, error=f"{type(error).__name__}: {error}")
+                worked = False
+                stop.wait(1.0)
+            if not worked:
+                stop.wait(loop.idle_s)
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+class Supervisor:
+    """Starts each role as a process of its own, starts it again when it ends, stops all together."""
+
+    def __init__(self, config_file: Path, *, clock: Clock, log: Log, roles: Sequence[str] = ROLE_NAMES) -> None:
+        self._config_file = config_file
+        self._clock = clock
+        self._log = log
+        self._roles = roles
+
+    def run(self, stop: threading.Event) -> int:
+        """Watch the roles until `stop` is set; return the exit status of the node.
+
+        A role that cannot start because of the configuration (exit status 2) ends the node: a restart changes nothing.
+        """
+        processes = {role: self._start(role) for role in self._roles}
+        try:
+            while not stop.wait(0.2):
+                for role, process in processes.items():
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    self._log.error("role.ended", role=role, status=status)
+                    if status == 2:
+                        return 2
+                    stop.wait(RESTART_S)
+                    processes[role] = self._start(role)
+            return 0
+        finally:
+            self._stop(processes)
+
+    def _start(self, role: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dicom_node", "serve", "--role", role, "--config", str(self._config_file)]
+        parent = os.getpid()
+        process = subprocess.Popen(command, preexec_fn=lambda: _die_with(parent))
+        self._log.info("role.started", role=role, pid=process.pid)
+        return process
+
+    def _stop(self, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        for process in processes.values():
+            process.terminate()
+        deadline = self._clock.monotonic() + DRAIN_S + 5
+        for role, process in processes.items():
+            try:
+                process.wait(timeout=max(0.1, deadline - self._clock.monotonic()))
+            except subprocess.TimeoutExpired:
+                self._log.warning("role.killed", role=role, pid=process.pid)
+                process.kill()
+                process.wait()
+
+
+def _die_with(parent_pid: int) -> None:
+    """Make the new process end when its parent does, so that no receiver outlives its node."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent_pid:
+        os._exit(1)
