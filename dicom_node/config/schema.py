@@ -1,15 +1,16 @@
 """The shape of config.toml: every table and key with its default, unit and meaning. Plain data, frozen.
 
-`config.locate` finds the line of a key, `config.load` turns a file into these values. An unknown key is an error.
+`config.locate` finds the line of a key, `config.load` turns a file into these values and `config.checks` judges what
+one table alone cannot know (names that other tables define, DICOM keywords). An unknown key is an error.
 """
 
 from __future__ import annotations
 
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 
 class Table(BaseModel):
@@ -28,10 +29,43 @@ def _checked_ae_title(value: object) -> object:
 
 
 AeTitle: TypeAlias = Annotated[str, BeforeValidator(_checked_ae_title)]
-Network: TypeAlias = IPv4Network | IPv6Network
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
-Name: TypeAlias = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Scalar: TypeAlias = str | int | float
+Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _checked_network(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f'a network is text, such as "10.20.0.0/16", not {value}')
+    try:
+        return ip_network(value)
+    except ValueError as error:
+        raise ValueError(f'a network is written "10.20.0.0/16", an address "10.20.3.4": {error}') from error
+
+
+Network: TypeAlias = Annotated[IPv4Network | IPv6Network, PlainValidator(_checked_network), PlainSerializer(str)]
+
+
+def _checked_name(value: object) -> object:
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", value):
+        raise ValueError("a name has 1 to 64 letters, digits, dots, dashes or underscores; a letter or digit first")
+    return value
+
+
+Name: TypeAlias = Annotated[str, BeforeValidator(_checked_name)]
+
+
+def _checked_tag(value: object) -> object:
+    if isinstance(value, str):
+        if not re.fullmatch(r"\([0-9A-Fa-f]{4},([0-9A-Fa-f]{4}|[xX]{2}[0-9A-Fa-f]{2})\)", value):
+            raise ValueError('a tag is written "(0018,0050)", a private one "(0019,xx08)" with `private_creator`')
+        return value.lower()
+    return value
+
+
+_OPERATOR_FIELDS = ("equals", "in_", "matches", "contains", "at_least", "at_most", "exists")
 
 
 class Condition(Table):
@@ -42,7 +76,7 @@ class Condition(Table):
 
     keyword: str | None = None
     """DICOM keyword, or CallingAETitle, CalledAETitle."""
-    tag: str | None = Field(default=None, pattern=r"^\([0-9A-Fa-f]{4},[0-9A-Fa-fxX]{4}\)$")
+    tag: Annotated[str | None, BeforeValidator(_checked_tag)] = None
     """"(0019,xx08)": a tag, with `private_creator` where its block is private."""
     private_creator: str | None = None
     equals: Scalar | None = None
@@ -61,31 +95,53 @@ class Condition(Table):
     any_: tuple[Condition, ...] | None = Field(default=None, alias="any")
     """Alternatives, one of which must hold; then no other key but `not` is given."""
 
+    @property
+    def operators(self) -> tuple[str, ...]:
+        """The operators that are given, as they are written in the file."""
+        names = {name.rstrip("_"): getattr(self, name) for name in _OPERATOR_FIELDS}
+        return tuple(name for name, operand in names.items() if operand is not None)
+
     @model_validator(mode="after")
     def _is_one_condition(self) -> Self:
-        operators = [
-            name
-            for name in ("equals", "in_", "matches", "contains", "at_least", "at_most", "exists")
-            if getattr(self, name) is not None
-        ]
         if self.any_ is not None:
-            if self.keyword or self.tag or operators:
-                raise ValueError("a group with `any` has no keyword and no operator of its own")
-            if not self.any_:
-                raise ValueError("`any` needs at least one condition")
+            self._check_group()
             return self
         if bool(self.keyword) == bool(self.tag):
-            raise ValueError("name one attribute: `keyword` or `tag`")
+            raise ValueError("a condition names one attribute: `keyword` or `tag`")
+        self._check_operators()
+        self._check_tag()
+        return self
+
+    def _check_group(self) -> None:
+        if not self.any_:
+            raise ValueError("`any` needs at least one condition")
+        if self.model_fields_set - {"any_", "not_"}:
+            raise ValueError("a group with `any` has no other key but `not`; put keys into its conditions")
+
+    def _check_operators(self) -> None:
+        operators = self.operators
         if not operators:
-            raise ValueError("name what must hold: equals, in, matches, contains, at_least, at_most or exists")
-        if len(operators) > 1 and set(operators) != {"at_least", "at_most"}:
-            raise ValueError(f"one operator a condition; {' and '.join(operators)} are two")
+            raise ValueError("a condition needs one of equals, in, matches, contains, at_least, at_most, exists")
+        if len(operators) > 1 and operators != ("at_least", "at_most"):
+            raise ValueError(f"a condition has one operator; {' and '.join(operators)} are {len(operators)}")
+        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
+            raise ValueError(f"no value is at least {self.at_least:g} and at most {self.at_most:g}")
+        if self.in_ == ():
+            raise ValueError("`in` needs at least one value")
+        if self.exists is not None and (self.missing or self.all_):
+            raise ValueError("`exists` asks for presence alone; leave out `missing` and `all`")
         if self.matches is not None:
             try:
                 re.compile(self.matches)
             except re.error as error:
-                raise ValueError(f"matches is no regular expression: {error}") from error
-        return self
+                raise ValueError(f"`matches` is no regular expression: {error}") from error
+
+    def _check_tag(self) -> None:
+        private = self.tag is not None and int(self.tag[1:5], 16) % 2 == 1
+        if self.private_creator and not private:
+            raise ValueError("`private_creator` goes with a private `tag` (its group is odd)")
+        if self.tag and "x" in self.tag and not (private and self.private_creator):
+            raise ValueError("a tag with xx is private and needs `private_creator`, which reserves its block")
 
 
 class Match(Table):
@@ -106,9 +162,10 @@ class NodeSettings(Table):
     ae_titles: tuple[AeTitle, ...] = Field(default=("DICOM_NODE",), min_length=1)
     data_dir: str = "var"
     """Relative to the configuration file."""
-    database: str = ""
+    database: Literal[""] = ""
     """"" = SQLite in data_dir."""
-    timezone: str = "local"
+    timezone: Literal["local"] = "local"
+    """The zone of dates in DICOM headers that we write and of the age of studies: the machine's."""
 
 
 class ReceiveSettings(Table):
@@ -119,7 +176,7 @@ class ReceiveSettings(Table):
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 100
     max_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     """Bytes."""
-    idle_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    idle_timeout_s: Seconds = 300.0
     """An association that is silent so long is aborted."""
 
 
@@ -136,17 +193,23 @@ class WorkerSettings(Table):
 
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     """Jobs that infer at the same time."""
-    lease_s: Annotated[float, Field(gt=0)] = 30.0
+    lease_s: Seconds = 30.0
+    """A worker that gives no sign of life for so long loses its job to another."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
-    retry_base_s: Annotated[float, Field(ge=0)] = 5.0
+    """Of one job, the first included."""
+    retry_base_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Wait before the second attempt; doubled before each later one."""
 
 
 class SenderSettings(Table):
     """[sender]"""
 
-    retry_base_s: Annotated[float, Field(gt=0)] = 5.0
-    retry_max_s: Annotated[float, Field(gt=0)] = 600.0
-    timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    retry_base_s: Seconds = 5.0
+    """Wait after the first failure; doubled after each later one."""
+    retry_max_s: Seconds = 600.0
+    """The longest wait between two tries."""
+    timeout_s: Seconds = 30.0
+    """For a connection, and for each answer of the destination."""
     max_refusals: Annotated[int, Field(ge=1)] = 5
     """Answers other than success after which a delivery is `failed`; a peer that is away is tried for ever."""
 
@@ -196,7 +259,8 @@ class Peer(Table):
 class Profile(Table):
     """[destination.profile]: what a destination gets, in which form."""
 
-    results: tuple[Literal["sr", "seg"], ...] = ("sr", "seg")
+    results: tuple[Literal["sr", "seg", "capture"], ...] = ("sr", "seg")
+    """"capture" is accepted, and `Config.notes` says that this version makes none."""
     seg: Literal["binary"] = "binary"
     sr: Literal["comprehensive_3d"] = "comprehensive_3d"
     identity: Literal["source"] = "source"
@@ -213,8 +277,9 @@ class Destination(Table):
 class Complete(Table):
     """[route.complete]: when a study or series counts as complete."""
 
-    quiet_s: Annotated[float, Field(ge=0)] = 5.0
-    max_wait_s: Annotated[float, Field(gt=0)] | None = None
+    quiet_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
+    """Seconds without a new image."""
+    max_wait_s: Seconds | None = None
     """After the last image at the latest, even if an association still holds the study open; None: no cap."""
 
 
@@ -224,11 +289,15 @@ class Route(Table):
     name: Name
     plugin: str
     destinations: tuple[str, ...] = ()
+    """Names of [[destination]]; empty: results stay on the node."""
     enabled: bool = True
     priority: Literal["routine", "high", "stat"] = "routine"
     start: Literal["series", "study"] = "series"
-    max_study_age_days: Annotated[float, Field(gt=0)] | None = None
+    """"series": each series as soon as it is complete; "study": one series of the complete study."""
+    max_study_age_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """By Study Date; older studies (migrations, prefetched priors) are not processed."""
+    report_not_processed: Literal[False] = False
+    """"Not processed, because ..." as a result in the PACS; not made by this version."""
     study: Match = Match()
     series: SeriesMatch = SeriesMatch()
     complete: Complete = Complete()
@@ -248,28 +317,29 @@ class Config(Table):
     destination: tuple[Destination, ...] = ()
     route: tuple[Route, ...] = ()
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        peers = {peer.name: peer for peer in self.peer}
-        destinations = {destination.name for destination in self.destination}
-        for kind, names in (
-            ("peer", [peer.name for peer in self.peer]),
-            ("destination", [destination.name for destination in self.destination]),
-            ("route", [route.name for route in self.route]),
-        ):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            if twice:
-                raise ValueError(f"two {kind}s are called {twice[0]!r}; names are unique")
-        for destination in self.destination:
-            if destination.peer not in peers:
-                raise ValueError(f"destination {destination.name!r}: no [[peer]] is called {destination.peer!r}")
-            if peers[destination.peer].address is None:
-                raise ValueError(f"destination {destination.name!r}: peer {destination.peer!r} needs an `address`")
-        for route in self.route:
-            for name in route.destinations:
-                if name not in destinations:
-                    raise ValueError(f"route {route.name!r}: no [[destination]] is called {name!r}")
-        return self
+    def notes(self) -> tuple[str, ...]:
+        """Return what is allowed and yet worth a word to the administrator, one sentence each."""
+        notes = [
+            f'destination "{destination.name}": "capture" is not made by this version; it gets the other results'
+            for destination in self.destination
+            if "capture" in destination.profile.results
+        ]
+        if not any(peer.hosts and "store" in peer.may for peer in self.peer):
+            notes.append('no [[peer]] has `hosts` and may "store": every image is refused')
+        if not self.route:
+            notes.append("there is no [[route]]: studies are filed and nothing else happens to them")
+        notes += [
+            f'route "{route.name}" has no destinations: its results stay on the node'
+            for route in self.route
+            if not route.destinations
+        ]
+        used = {name for route in self.route for name in route.destinations}
+        notes += [
+            f'destination "{destination.name}" is named by no route'
+            for destination in self.destination
+            if destination.name not in used
+        ]
+        return tuple(notes)
 
 
 def plain(table: Table) -> dict[str, Any]:
