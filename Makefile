@@ -1,0 +1,76 @@
+# Every target does its own set-up on a machine with Python >= 3.11 and make.
+#   make demo    a phantom study through a whole node, with a table of what was found beside the truth
+#   make test    the tests; installs what they need        make test-long  torture, many seeds
+#   make check   lint, types, layers, spelling             make run        serve with config.toml
+# CI=true makes a missing peer a failure; TRAIN=1 installs torch too; PYTHON=... chooses the interpreter.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || echo python3)
+SEED ?= 20261120
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+# With CI=true or TRAIN=1 the tests of training run as well.
+TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
+
+.PHONY: help demo test test-long check run clean peers install-train
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python >= 3.11 is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(PINS) | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.test: $(PINS) | $(BIN)/python
+	$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/.base
+
+$(VENV)/.check: $(PINS) | $(BIN)/python
+	$(INSTALL) -e ".[test,check]"
+	@touch $@ $(VENV)/.test $(VENV)/.base
+
+$(VENV)/.train: $(PINS) | $(BIN)/python
+	$(INSTALL) -e ".[test,train]" $(TORCH)
+	@touch $@ $(VENV)/.test $(VENV)/.base
+
+install-train: $(VENV)/.train
+
+demo: $(VENV)/.base
+	rm -rf demo
+	$(BIN)/model-build phantom --out demo/study --seed $(SEED)
+	$(BIN)/dicom-node demo demo/study --out demo
+
+run: $(VENV)/.base
+	$(BIN)/dicom-node serve --config config.toml
+
+peers:
+	tests/peers/install.sh
+
+test: $(TEST_STAMP) peers
+	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(TEST_STAMP) peers
+	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
+
+check: $(VENV)/.check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy dicom_node model_build
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+clean:
+	rm -rf build dist demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
