@@ -1,0 +1,30 @@
+"""The decision: is a study or series complete, which plugin gets it, and why not."""
+
+from dicom_node.routing.completeness import (
+    AssociationEvidence,
+    Completeness,
+    IsComplete,
+    SeriesEvidence,
+    StudyEvidence,
+    WaitUntil,
+    assess,
+)
+from dicom_node.routing.explain import as_json, lines, reason
+from dicom_node.routing.rules import Outcome, RouteDecision, apply_routes, judge_series
+
+__all__ = [
+    "AssociationEvidence",
+    "Completeness",
+    "IsComplete",
+    "Outcome",
+    "RouteDecision",
+    "SeriesEvidence",
+    "StudyEvidence",
+    "WaitUntil",
+    "apply_routes",
+    "as_json",
+    "assess",
+    "judge_series",
+    "lines",
+    "reason",
+]
