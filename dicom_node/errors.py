@@ -14,9 +14,11 @@
     +-- EngineError                  a runtime failed while inferring                 (retryable)
     |   +-- OutOfMemoryError         the device or the host had too little memory     (retryable)
     |   +-- UnsupportedModelError    the runtime cannot run this model
+    +-- ResultError                  a result contradicts its source or itself and must not leave
     +-- LimitExceededError           a job went over its declared time or memory
     +-- ChildDiedError               the process that infers ended without an answer  (retryable)
     +-- StorageError                 bytes could not be made durable                  (0xA700, retryable)
+    +-- SchemaError                  the database is of another version than the program (exit 2)
     +-- LeaseLostError               another worker owns the job now; its late write was refused
     +-- IllegalTransitionError       a state and an event that do not go together
     +-- DeliveryError                a destination did not take a result
@@ -130,6 +132,10 @@ class UnsupportedModelError(EngineError):
     retryable = False
 
 
+class ResultError(DicomNodeError):
+    """The result contradicts its source images or itself and was not sent; report this with the job's number."""
+
+
 class LimitExceededError(DicomNodeError):
     """The job went over the time or memory that its plugin declares and was stopped."""
 
@@ -146,6 +152,12 @@ class StorageError(DicomNodeError):
     retryable = True
     dimse_status: ClassVar[int] = 0xA700
     """PS3.4 Table B.2-1: Refused, Out of Resources."""
+
+
+class SchemaError(DicomNodeError):
+    """The database is of another version than this program; run `dicom-node migrate`, or install the newer program."""
+
+    exit_code = 2
 
 
 class LeaseLostError(DicomNodeError):

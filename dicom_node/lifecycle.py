@@ -45,6 +45,7 @@ class JobEvent(StrEnum):
     RELEASE = "release"
     CANCEL = "cancel"
     RETRY = "retry"  # an administrator queues it again
+    REDELIVER = "redeliver"  # its filed results are to be sent again, or to one destination more
 
 
 JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingProxyType(
@@ -75,6 +76,10 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
                 JobState.FAILED,
                 JobState.CANCELLED,
             )
+        },
+        **{
+            (state, JobEvent.REDELIVER): JobState.DELIVERING
+            for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
         },
     }
 )

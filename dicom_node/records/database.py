@@ -1,0 +1,191 @@
+"""The database: connections, transactions, migration and self-check. The only module that knows a dialect.
+
+SQLite as facts and hazards demand it: `pysqlite3` (the interpreter's own library may carry the WAL-reset bug that
+3.51.3 fixed), write-ahead log, synchronous=FULL, and BEGIN IMMEDIATE for every transaction that writes, so that a
+writer waits at its beginning and never fails half-way. Never on a network file system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pysqlite3
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
+from sqlalchemy.engine import make_url
+
+from dicom_node.clock import Clock
+from dicom_node.errors import SchemaError
+from dicom_node.records.schema import VIEWS, metadata
+
+BUSY_TIMEOUT_MS: Final = 30_000
+"""How long a writer waits for another one."""
+
+FIRST_SOUND_SQLITE: Final = (3, 51, 3)
+"""Earlier versions from 3.7.0 on can corrupt a database when two connections write and checkpoint at once."""
+
+_SQLITE_PRAGMAS: Final = (
+    f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}",  # first: the next line may have to wait
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",  # a committed row survives a power cut
+    "PRAGMA foreign_keys = ON",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseCheck:
+    """What `dicom-node check` says about the database."""
+
+    version: str
+    """Name and version of the library or server."""
+    warning: str | None
+    """What is wrong with that version; None when nothing is."""
+    integrity: str
+    """"ok", or what SQLite found."""
+    schema: str
+    """"current", "older", "newer" or "empty"."""
+
+
+class Database:
+    """Connections to the records of one node; safe to share between threads."""
+
+    def __init__(self, engine: Engine, *, clock: Clock) -> None:
+        self.clock = clock
+        self._engine = engine
+        self._reader = engine.execution_options(read_only=True)
+        self._is_sqlite = engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def begin(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction that may write; commit at the end, roll back on an error."""
+        with self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Yield a connection that sees one moment of the database and must not write."""
+        with self._reader.connect() as connection:
+            yield connection
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Bring the schema up to this program's version, in one transaction.
+
+        Raises
+        ------
+        SchemaError
+            When a newer program has written the database.
+        """
+        config = _alembic_config()
+        with self.begin() as connection:
+            if self._schema_state(connection) == "newer":
+                raise SchemaError("the database was written by a newer program; install that one, or restore a backup")
+            for name in VIEWS:
+                connection.execute(text(f"DROP VIEW IF EXISTS {name}"))
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+            for name, select_sql in VIEWS.items():
+                connection.execute(text(f"CREATE VIEW {name} AS {select_sql(self._seconds_between)}"))
+
+    def require_current(self) -> None:
+        """Refuse to work on a schema that is not this program's.
+
+        Raises
+        ------
+        SchemaError
+            When the schema is older, newer or not there.
+        """
+        with self.read() as connection:
+            state = self._schema_state(connection)
+        if state != "current":
+            raise SchemaError(None if state == "newer" else f"the database is {state}; run `dicom-node migrate`")
+
+    def check(self) -> DatabaseCheck:
+        """Return versions and integrity; reads every page of a SQLite file."""
+        with self.read() as connection:
+            integrity = "ok"
+            if self._is_sqlite:
+                integrity = "; ".join(connection.execute(text("PRAGMA integrity_check")).scalars())
+            return DatabaseCheck(
+                version=self._version(connection),
+                warning=self._version_warning(),
+                integrity=integrity,
+                schema=self._schema_state(connection),
+            )
+
+    def counters(self) -> dict[str, int]:
+        """Return the number of rows of each table."""
+        with self.read() as connection:
+            return {
+                table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
+                for table in metadata.sorted_tables
+            }
+
+    def _version(self, connection: Connection) -> str:
+        if self._is_sqlite:
+            return f"SQLite {connection.execute(text('SELECT sqlite_version()')).scalar_one()}"
+        return str(connection.execute(text("SELECT version()")).scalar_one())
+
+    def _version_warning(self) -> str | None:
+        version: tuple[int, ...] = pysqlite3.sqlite_version_info
+        if not self._is_sqlite or version >= FIRST_SOUND_SQLITE:
+            return None
+        return f"SQLite {'.'.join(map(str, version))} can corrupt a database in WAL mode; install pysqlite3 >= 0.6.1"
+
+    def _seconds_between(self, later: str, earlier: str) -> str:
+        if self._is_sqlite:
+            return f"round((julianday({later}) - julianday({earlier})) * 86400, 3)"
+        return f"extract(epoch FROM {later} - {earlier})"
+
+    def _schema_state(self, connection: Connection) -> str:
+        script = ScriptDirectory.from_config(_alembic_config())
+        heads = MigrationContext.configure(connection).get_current_heads()
+        if not heads:
+            return "empty"
+        if heads == tuple(script.get_heads()):
+            return "current"
+        known = {revision.revision for revision in script.walk_revisions()}
+        return "older" if set(heads) <= known else "newer"
+
+
+def open_database(url_or_path: str | Path, *, clock: Clock) -> Database:
+    """Return the database at a path (a SQLite file, made when absent) or an SQLAlchemy URL. It does not migrate."""
+    is_url = isinstance(url_or_path, str) and "://" in url_or_path
+    url = make_url(str(url_or_path) if is_url else f"sqlite:///{url_or_path}")
+    if url.get_backend_name() != "sqlite":
+        return Database(create_engine(url), clock=clock)
+    # A thread that finds no free connection makes one more: SQLite's own lock is the queue.
+    engine = create_engine(url, module=pysqlite3, max_overflow=-1)
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return Database(engine, clock=clock)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # the driver would begin transactions of its own, too late and deferred
+    cursor = connection.cursor()
+    for pragma in _SQLITE_PRAGMAS:
+        cursor.execute(pragma)
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _alembic_config() -> Config:
+    """Return alembic's configuration: the revisions lie beside this file, installed or not; there is no alembic.ini."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    return config

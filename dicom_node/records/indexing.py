@@ -1,0 +1,286 @@
+"""How received instances become rows: versions, then their series, then their study, in one transaction.
+
+The write half of `studies`. A row of an instance version is inserted once; afterwards only its `is_current` changes,
+when a newer version is accepted. Counts and headers of a series are brought up to date from its current versions, so
+that a repeat, a correction or an instance that moved to another series leaves no trace in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, select, update
+
+from dicom_node.records.schema import association_study, instance, series, study
+from dicom_node.records.study_values import planes_of
+from dicom_node.study import FiledInstance, InstanceDescription
+
+Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What a batch did to one study."""
+
+    accepted: tuple[Indexed, ...]
+    """New current versions that are not ours, oldest first."""
+    changed: frozenset[str]
+    """UIDs of series that gained or lost an image, or began."""
+    touched: frozenset[str]
+    """UIDs of series whose rows are to be brought up to date."""
+
+
+def index_study(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> bool:
+    """Write the rows of one study's instances; return whether routing has something new to judge."""
+    new = _without_row(connection, study_uid, items)
+    find = select(study).where(study.c.study_instance_uid == study_uid).with_for_update()
+    row = connection.execute(find).first()
+    if row is None:
+        _insert_study(connection, study_uid, new[0])
+        row = connection.execute(find).one()
+    _trace_associations(connection, study_uid, items)
+    if not new:
+        return False
+    before = _series_before(connection, study_uid, new)
+    written = _write_versions(connection, study_uid, new, before)
+    revision = int(row.revision) + bool(written.changed)
+    for series_uid in sorted(written.touched):
+        _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
+    if written.accepted:
+        _refresh_study(connection, row, written, revision)
+    return bool(written.changed)
+
+
+def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> list[Indexed]:
+    """Return the versions that have no row yet, oldest first, each once."""
+    sops = {filed.sop_instance_uid for filed, _ in items}
+    known = {
+        (row.sop_instance_uid, row.digest)
+        for row in connection.execute(
+            select(instance.c.sop_instance_uid, instance.c.digest).where(
+                instance.c.study_instance_uid == study_uid, instance.c.sop_instance_uid.in_(sops)
+            )
+        )
+    }
+    new = []
+    for filed, description in sorted(items, key=lambda item: item[0].received_at):
+        version = (filed.sop_instance_uid, filed.digest)
+        if version not in known:
+            known.add(version)
+            new.append((filed, description))
+    return new
+
+
+def _insert_study(connection: Connection, study_uid: str, first: Indexed) -> None:
+    """Write a study's first row: complete at revision 0 until something comes that is not ours."""
+    filed, description = first
+    connection.execute(
+        insert(study).values(
+            study_instance_uid=study_uid,
+            patient_id=description.patient_id,
+            state="complete",
+            first_received=filed.received_at,
+            last_received=filed.received_at,
+            revision=0,
+            decided_revision=0,
+        )
+    )
+
+
+def _trace_associations(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> None:
+    """Write when each association last moved data of the study; repeats count, the sender is still at it."""
+    latest: dict[str, Any] = {}
+    for filed, _ in items:
+        if filed.association is not None:
+            latest[filed.association] = max(filed.received_at, latest.get(filed.association, filed.received_at))
+    for id_, at in latest.items():
+        here = (association_study.c.association == id_) & (association_study.c.study_instance_uid == study_uid)
+        if connection.execute(update(association_study).where(here).values(last_received_at=at)).rowcount == 0:
+            connection.execute(
+                insert(association_study).values(association=id_, study_instance_uid=study_uid, last_received_at=at)
+            )
+
+
+def _series_before(connection: Connection, study_uid: str, new: Sequence[Indexed]) -> dict[str, Row[Any]]:
+    """Return the rows of the study's series as they were; insert an empty row for each new one."""
+    rows = connection.execute(select(series).where(series.c.study_instance_uid == study_uid)).all()
+    before = {row.series_instance_uid: row for row in rows}
+    made: set[str] = set()
+    for filed, description in new:
+        series_uid = description.series_instance_uid
+        if series_uid not in before and series_uid not in made:
+            made.add(series_uid)
+            connection.execute(
+                insert(series).values(
+                    study_instance_uid=study_uid,
+                    series_instance_uid=series_uid,
+                    first_received=filed.received_at,
+                    last_received=filed.received_at,
+                    n_images=0,
+                    n_instances=0,
+                    revision=0,
+                    decided_revision=0,
+                    **_header_values(filed, description),
+                )
+            )
+    return before
+
+
+def _header_values(filed: FiledInstance, description: InstanceDescription) -> dict[str, Any]:
+    return {
+        "header": description.header,
+        "header_sop_instance_uid": filed.sop_instance_uid,
+        "calling_ae": filed.calling_ae,
+        "called_ae": filed.called_ae,
+    }
+
+
+def _write_versions(
+    connection: Connection, study_uid: str, new: Sequence[Indexed], before: dict[str, Row[Any]]
+) -> _Written:
+    """Insert the versions; make the newest of each instance the current one."""
+    holders = _current_versions(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    changed: set[str] = set()
+    touched: set[str] = set()
+    for filed, description in new:
+        holder = holders.get(filed.sop_instance_uid)
+        is_newest = holder is None or filed.received_at >= holder["received_at"]
+        row = _version_row(filed, description, is_current=is_newest)
+        rows[filed.sop_instance_uid, filed.digest] = row
+        if not is_newest:
+            continue
+        holders[filed.sop_instance_uid] = row
+        touched |= _series_of(holder, row)
+        changed |= _series_of(*(one for one in (holder, row) if one and one["is_image"] and not one["made_by_us"]))
+        if holder is not None:
+            holder["is_current"] = False
+            _displace(connection, holder)
+    connection.execute(insert(instance), list(rows.values()))
+    accepted = [item for item in new if _is_accepted(rows[item[0].sop_instance_uid, item[0].digest])]
+    for _, description in accepted:
+        earlier = before.get(description.series_instance_uid)
+        if earlier is None or earlier.n_instances == 0:
+            changed.add(description.series_instance_uid)
+    return _Written(accepted=tuple(accepted), changed=frozenset(changed), touched=frozenset(touched))
+
+
+def _current_versions(connection: Connection, study_uid: str, sops: Iterable[str]) -> dict[str, dict[str, Any]]:
+    rows = connection.execute(
+        select(instance).where(
+            instance.c.study_instance_uid == study_uid, instance.c.is_current, instance.c.sop_instance_uid.in_(sops)
+        )
+    )
+    return {row.sop_instance_uid: dict(row._mapping) for row in rows}
+
+
+def _series_of(*rows: dict[str, Any] | None) -> set[str]:
+    return {row["series_instance_uid"] for row in rows if row is not None}
+
+
+def _is_accepted(row: dict[str, Any]) -> bool:
+    return bool(row["is_current"] and not row["made_by_us"])
+
+
+def _displace(connection: Connection, row: dict[str, Any]) -> None:
+    """Take the mark `current` from a version; one of the same batch has no row yet, its insert will not bear it."""
+    connection.execute(
+        update(instance)
+        .where(
+            instance.c.study_instance_uid == row["study_instance_uid"],
+            instance.c.sop_instance_uid == row["sop_instance_uid"],
+            instance.c.digest == row["digest"],
+        )
+        .values(is_current=False)
+    )
+
+
+def _version_row(filed: FiledInstance, description: InstanceDescription, *, is_current: bool) -> dict[str, Any]:
+    return {
+        "study_instance_uid": description.study_instance_uid,
+        "sop_instance_uid": filed.sop_instance_uid,
+        "digest": filed.digest,
+        "series_instance_uid": description.series_instance_uid,
+        "sop_class_uid": filed.sop_class_uid,
+        "transfer_syntax_uid": filed.transfer_syntax_uid,
+        "path": str(filed.path),
+        "size_bytes": filed.size_bytes,
+        "calling_ae": filed.calling_ae,
+        "called_ae": filed.called_ae,
+        "association": filed.association,
+        "received_at": filed.received_at,
+        "is_current": is_current,
+        "is_image": description.is_image,
+        "made_by_us": description.made_by_us,
+        "n_frames": description.n_frames,
+        "planes": planes_of(description.frames),
+    }
+
+
+def _refresh_series(
+    connection: Connection,
+    study_uid: str,
+    series_uid: str,
+    written: _Written,
+    before: Row[Any] | None,
+    revision: int,
+) -> None:
+    """Bring counts, header, times and revision of one series up to date."""
+    of_series: ColumnElement[bool] = (instance.c.study_instance_uid == study_uid) & (
+        instance.c.series_instance_uid == series_uid
+    )
+    counts = connection.execute(
+        select(
+            func.count().label("n_instances"),
+            func.coalesce(func.sum(case((instance.c.is_image, 1), else_=0)), 0).label("n_images"),
+        ).where(of_series, instance.c.is_current, ~instance.c.made_by_us)
+    ).one()
+    values: dict[str, Any] = dict(counts._mapping)
+    accepted = [item for item in written.accepted if item[1].series_instance_uid == series_uid]
+    if accepted:
+        received = [filed.received_at for filed, _ in accepted]
+        values["last_received"] = max(received if before is None else [*received, before.last_received])
+        source = _header_source(accepted, before)
+        if source is not None:
+            values |= _header_values(*source)
+    if series_uid in written.changed:
+        values["revision"] = revision
+    connection.execute(
+        update(series)
+        .where(series.c.study_instance_uid == study_uid, series.c.series_instance_uid == series_uid)
+        .values(**values)
+    )
+
+
+def _header_source(accepted: Sequence[Indexed], before: Row[Any] | None) -> Indexed | None:
+    """Return the instance whose header the series takes over; None when it keeps the one it has.
+
+    The first image gives the header, and a corrected version of that image gives it anew.
+    """
+    source: Indexed | None = None
+    if before is None or before.n_images == 0:
+        source = next((item for item in accepted if item[1].is_image), None)
+        if source is None and (before is None or before.n_instances == 0):
+            source = accepted[0]
+    else:
+        source = next((i for i in reversed(accepted) if i[0].sop_instance_uid == before.header_sop_instance_uid), None)
+    return source
+
+
+def _refresh_study(connection: Connection, before: Row[Any], written: _Written, revision: int) -> None:
+    """Bring times, identity, revision and state of the study up to date; new input opens it again."""
+    oldest, newest = written.accepted[0], written.accepted[-1]
+    values: dict[str, Any] = {
+        "last_received": max(before.last_received, newest[0].received_at),
+        "patient_id": newest[1].patient_id,
+    }
+    if written.changed:
+        values["revision"] = revision
+        values["state"] = "held" if before.state == "held" else "receiving"
+    if before.revision == 0:
+        values["first_received"] = oldest[0].received_at
+    connection.execute(
+        update(study).where(study.c.study_instance_uid == before.study_instance_uid).values(**values)
+    )

@@ -1,0 +1,364 @@
+"""Studies as they are received: associations, instance versions, series headers, and what completeness reads.
+
+An instance version is a row of its own and is never changed; the newest accepted one is `current`. Each new image
+version and each new series raises the study's `revision`, so that a decision made on an older one is seen to be
+stale. An identical repeat is no new input. Our own results are indexed and never counted, and change no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Select,
+    Table,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from dicom_node.errors import NotFoundError
+from dicom_node.ids import ProcessIdentity
+from dicom_node.records.database import Database
+from dicom_node.records.indexing import Indexed, index_study
+from dicom_node.records.schema import association, association_study, decision, instance, job, series, study
+from dicom_node.records.study_values import (
+    LiveAssociation,
+    SeriesEvidence,
+    StudyEvidence,
+    StudyRow,
+    slice_spacing_mm,
+)
+from dicom_node.study import Association, SeriesView, SourceImage, StudyView
+
+
+class Studies:
+    """The aggregate of studies, series, instances and the associations that brought them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._clock = database.clock
+
+    # Associations
+
+    def open_association(self, opened: Association, process: ProcessIdentity) -> None:
+        """Write that `process` accepted an association."""
+        with self._database.begin() as connection:
+            connection.execute(
+                insert(association).values(
+                    id=opened.id,
+                    calling_ae=opened.calling_ae,
+                    called_ae=opened.called_ae,
+                    address=opened.address,
+                    peer=opened.peer,
+                    opened_at=opened.opened_at,
+                    last_activity_at=opened.opened_at,
+                    owner_boot_id=process.boot_id,
+                    owner_pid=process.pid,
+                    owner_start_ticks=process.start_ticks,
+                )
+            )
+
+    def touch_associations(self, last_activity_at: Mapping[str, datetime]) -> None:
+        """Write when each association, by its id, was last active."""
+        if last_activity_at:
+            touch = update(association).where(association.c.id == bindparam("touched"))
+            with self._database.begin() as connection:
+                connection.execute(
+                    touch.values(last_activity_at=bindparam("at")),
+                    [{"touched": id_, "at": at} for id_, at in last_activity_at.items()],
+                )
+
+    def release_association(self, association_id: str, at: datetime, how: str) -> None:
+        """Write that an association ended (`how`: released, aborted); call it after all its instances are indexed."""
+        with self._database.begin() as connection:
+            _end_associations(connection, [association_id], at, how)
+
+    def orphan_associations(self, is_alive: Callable[[ProcessIdentity], bool]) -> tuple[str, ...]:
+        """End the open associations whose process is gone; return their ids."""
+        with self._database.begin() as connection:
+            rows = connection.execute(select(association).where(association.c.released_at.is_(None))).all()
+            owners = {_owner(row) for row in rows}
+            dead = {owner for owner in owners if not is_alive(owner)}
+            orphans = tuple(row.id for row in rows if _owner(row) in dead)
+            _end_associations(connection, orphans, self._clock.now(), "orphaned")
+        return orphans
+
+    # Indexing
+
+    def index(self, batch: Sequence[Indexed]) -> tuple[str, ...]:
+        """Write the rows of `batch` in one transaction; return the UIDs of the studies that got new input.
+
+        Idempotent: a version that has its row already changes nothing but the trace of the association that moved it.
+        """
+        by_study: dict[str, list[Indexed]] = {}
+        for filed, description in batch:
+            by_study.setdefault(description.study_instance_uid, []).append((filed, description))
+        with self._database.begin() as connection:
+            return tuple(uid for uid, items in by_study.items() if index_study(connection, uid, items))
+
+    def is_indexed(self, sop_instance_uid: str, digest: str) -> bool:
+        """Return whether this version has its row."""
+        query = select(instance.c.digest).where(
+            instance.c.sop_instance_uid == sop_instance_uid, instance.c.digest == digest
+        )
+        with self._database.read() as connection:
+            return connection.execute(query.limit(1)).first() is not None
+
+    def known_paths(self) -> frozenset[Path]:
+        """Return the path of every version that has a row, for the sweep."""
+        with self._database.read() as connection:
+            return frozenset(map(Path, connection.execute(select(instance.c.path)).scalars()))
+
+    # Completeness
+
+    def open_studies(self) -> tuple[StudyEvidence, ...]:
+        """Return what is known of each study with undecided content, oldest first."""
+        with self._database.read() as connection:
+            studies = connection.execute(
+                select(study).where(study.c.state == "receiving").order_by(study.c.first_received)
+            ).all()
+            return tuple(_evidence(connection, row) for row in studies)
+
+    def mark_decided(self, study_uid: str, series_uid: str | None, revision: int) -> bool:
+        """Write that routing has judged a series, or (None) the study, as it stood at `revision`.
+
+        Returns whether that is still what stands; a study so judged is complete.
+        """
+        with self._database.begin() as connection:
+            return mark_decided(connection, study_uid, series_uid, revision)
+
+    # Reading
+
+    def view(self, study_uid: str) -> StudyView:
+        """Return the study as rules see it: current versions, our own results left out.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        """
+        with self._database.read() as connection:
+            row = _study_row(connection, study_uid)
+            rows = connection.execute(
+                select(series)
+                .where(series.c.study_instance_uid == study_uid, series.c.n_instances > 0)
+                .order_by(series.c.series_instance_uid)
+            ).all()
+            images: dict[str, list[Row[Any]]] = {}
+            for image in connection.execute(_current_images(study_uid)):
+                images.setdefault(image.series_instance_uid, []).append(image)
+        return StudyView(
+            study_instance_uid=study_uid,
+            series=tuple(_series_view(one, images.get(one.series_instance_uid, [])) for one in rows),
+            first_received=row.first_received,
+            last_received=row.last_received,
+        )
+
+    def series_images(self, study_uid: str, series_uid: str) -> tuple[SourceImage, ...]:
+        """Return the current version of each image of a series, ordered by SOP Instance UID."""
+        query = _current_images(study_uid).where(instance.c.series_instance_uid == series_uid)
+        with self._database.read() as connection:
+            return tuple(
+                SourceImage(sop_instance_uid=row.sop_instance_uid, digest=row.digest, path=Path(row.path))
+                for row in connection.execute(query)
+            )
+
+    def list(self) -> tuple[StudyRow, ...]:
+        """Return every study, latest first."""
+        with self._database.read() as connection:
+            return tuple(map(_listed, connection.execute(_listing())))
+
+    def show(self, study_uid: str) -> StudyRow:
+        """Return one study.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(_listing().where(study.c.study_instance_uid == study_uid)).first()
+        if row is None:
+            raise NotFoundError(f"there is no study {study_uid}")
+        return _listed(row)
+
+
+def mark_decided(connection: Connection, study_uid: str, series_uid: str | None, revision: int) -> bool:
+    """Write in a given transaction what `Studies.mark_decided` writes.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such study or series.
+    """
+    table = study if series_uid is None else series
+    here = table.c.study_instance_uid == study_uid
+    if series_uid is not None:
+        here &= series.c.series_instance_uid == series_uid
+    row = connection.execute(select(table).where(here).with_for_update()).first()
+    if row is None:
+        raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
+    decided = max(revision, int(row.decided_revision))
+    connection.execute(update(table).where(here).values(decided_revision=decided))
+    is_current = decided >= int(row.revision)
+    if series_uid is None and is_current:
+        connection.execute(update(study).where(here, study.c.state == "receiving").values(state="complete"))
+    return is_current
+
+
+def revision_of(connection: Connection, study_uid: str, series_uid: str | None) -> int:
+    """Return the revision at which a study or series stands.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such study or series.
+    """
+    query = select(study.c.revision).where(study.c.study_instance_uid == study_uid)
+    if series_uid is not None:
+        query = select(series.c.revision).where(
+            series.c.study_instance_uid == study_uid, series.c.series_instance_uid == series_uid
+        )
+    revision = connection.execute(query.with_for_update()).scalar()
+    if revision is None:
+        raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
+    return int(revision)
+
+
+def _end_associations(connection: Connection, ids: Iterable[str], at: datetime, how: str) -> None:
+    for id_ in ids:
+        connection.execute(
+            update(association)
+            .where(association.c.id == id_, association.c.released_at.is_(None))
+            .values(released_at=at, how=how)
+        )
+
+
+def _owner(row: Row[Any]) -> ProcessIdentity:
+    return ProcessIdentity(boot_id=row.owner_boot_id, pid=row.owner_pid, start_ticks=row.owner_start_ticks)
+
+
+def _study_row(connection: Connection, study_uid: str) -> Row[Any]:
+    row = connection.execute(select(study).where(study.c.study_instance_uid == study_uid)).first()
+    if row is None:
+        raise NotFoundError(f"there is no study {study_uid}")
+    return row
+
+
+def _current_images(study_uid: str) -> Select[Any]:
+    return (
+        select(instance)
+        .where(
+            instance.c.study_instance_uid == study_uid,
+            instance.c.is_current,
+            instance.c.is_image,
+            ~instance.c.made_by_us,
+        )
+        .order_by(instance.c.sop_instance_uid)
+    )
+
+
+def _series_view(row: Row[Any], images: Sequence[Row[Any]]) -> SeriesView:
+    return SeriesView(
+        series_instance_uid=row.series_instance_uid,
+        header=row.header,
+        n_images=row.n_images,
+        n_instances=row.n_instances,
+        calling_ae=row.calling_ae,
+        called_ae=row.called_ae,
+        slice_spacing_mm=slice_spacing_mm([plane for image in images for plane in image.planes]),
+        image_digests=tuple((image.sop_instance_uid, image.digest) for image in images),
+    )
+
+
+def _evidence(connection: Connection, row: Row[Any]) -> StudyEvidence:
+    uid = row.study_instance_uid
+    rows = connection.execute(
+        select(series)
+        .where(series.c.study_instance_uid == uid, series.c.n_instances > 0)
+        .order_by(series.c.series_instance_uid)
+    )
+    return StudyEvidence(
+        study_instance_uid=uid,
+        first_received_at=row.first_received,
+        last_received_at=row.last_received,
+        revision=row.revision,
+        series=tuple(
+            SeriesEvidence(
+                series_instance_uid=one.series_instance_uid,
+                n_images=one.n_images,
+                last_received_at=one.last_received,
+                revision=one.revision,
+                is_decided=one.decided_revision >= one.revision,
+            )
+            for one in rows
+        ),
+        associations=_live_associations(connection, uid),
+    )
+
+
+def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAssociation, ...]:
+    moved = association_study
+    others = moved.alias("others")
+    present_study = (
+        select(others.c.study_instance_uid)
+        .where(others.c.association == association.c.id)
+        .order_by(others.c.last_received_at.desc(), others.c.study_instance_uid)
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = connection.execute(
+        select(association, moved.c.last_received_at, present_study.label("present_study_uid"))
+        .join(moved, moved.c.association == association.c.id)
+        .where(moved.c.study_instance_uid == study_uid, association.c.released_at.is_(None))
+        .order_by(association.c.id)
+    )
+    return tuple(
+        LiveAssociation(
+            id=row.id,
+            owner=_owner(row),
+            last_activity_at=row.last_activity_at,
+            last_received_at=row.last_received_at,
+            present_study_uid=row.present_study_uid,
+        )
+        for row in rows
+    )
+
+
+def _listing() -> Select[Any]:
+    def count_of(table: Table, condition: ColumnElement[bool]) -> ScalarSelect[int]:
+        return select(func.count()).select_from(table).where(condition).scalar_subquery()
+
+    uid = study.c.study_instance_uid
+    is_received = series.c.n_instances > 0
+    n_instances = select(func.coalesce(func.sum(series.c.n_instances), 0)).where(series.c.study_instance_uid == uid)
+    return select(
+        study,
+        count_of(series, (series.c.study_instance_uid == uid) & is_received).label("n_series"),
+        n_instances.scalar_subquery().label("n_instances"),
+        count_of(decision, decision.c.study_instance_uid == uid).label("decisions"),
+        count_of(job, job.c.study_instance_uid == uid).label("jobs"),
+    ).order_by(study.c.last_received.desc(), uid)
+
+
+def _listed(row: Row[Any]) -> StudyRow:
+    return StudyRow(
+        study_instance_uid=row.study_instance_uid,
+        state=row.state,
+        n_series=row.n_series,
+        n_instances=row.n_instances,
+        first_received=row.first_received,
+        last_received=row.last_received,
+        decisions=row.decisions,
+        jobs=row.jobs,
+    )

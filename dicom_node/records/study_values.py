@@ -1,0 +1,106 @@
+"""What the records say about studies, as frozen values; and the spacing that rules ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import pairwise
+from statistics import median
+from typing import Literal, TypeAlias
+
+from dicom_node.ids import ProcessIdentity
+from dicom_node.study import Frame
+
+StudyState: TypeAlias = Literal["receiving", "complete", "held", "purged"]
+
+Plane: TypeAlias = Sequence[Sequence[float]]
+"""[position, orientation] of one frame as the database keeps it: LPS, mm."""
+
+SAME_POSITION_MM = 1e-3
+"""Below any slice distance in use and above the rounding of a decimal string: such frames lie at one position."""
+
+SAME_NORMAL_COSINE = 1 - 1e-4
+"""Normals less than about 0.8 degrees apart are one orientation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """One line of `studies list`; counts leave our own results out."""
+
+    study_instance_uid: str
+    state: StudyState
+    n_series: int
+    n_instances: int
+    first_received: datetime
+    last_received: datetime
+    decisions: int
+    jobs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesEvidence:
+    """What completeness needs to know of one series."""
+
+    series_instance_uid: str
+    n_images: int
+    last_received_at: datetime
+    revision: int
+    is_decided: bool
+    """Routing has judged it as it stands."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveAssociation:
+    """An association that moved data of a study and has not been released."""
+
+    id: str
+    owner: ProcessIdentity
+    last_activity_at: datetime
+    last_received_at: datetime
+    """Of the study in question."""
+    present_study_uid: str
+    """The study that it moved most recently: having turned to another, it need not hold the former one open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyEvidence:
+    """What completeness needs to know of a study that has undecided content."""
+
+    study_instance_uid: str
+    first_received_at: datetime
+    last_received_at: datetime
+    revision: int
+    series: tuple[SeriesEvidence, ...]
+    associations: tuple[LiveAssociation, ...]
+
+
+def planes_of(frames: Sequence[Frame]) -> list[Plane]:
+    """Return position and orientation of each frame, ready for JSON."""
+    return [[list(frame.position_mm), list(frame.orientation)] for frame in frames]
+
+
+def slice_spacing_mm(planes: Sequence[Plane]) -> float | None:
+    """Return the median distance between neighbouring positions along the normal of the first plane, in mm.
+
+    Planes of another orientation are left out, several at one position count once. None below two positions.
+    """
+    if not planes:
+        return None
+    normal = _normal(planes[0][1])
+    along = sorted(
+        _dot(position, normal)
+        for position, orientation in planes
+        if abs(_dot(_normal(orientation), normal)) >= SAME_NORMAL_COSINE
+    )
+    gaps = [after - before for before, after in pairwise(along) if after - before > SAME_POSITION_MM]
+    return round(median(gaps), 4) if gaps else None
+
+
+def _normal(orientation: Sequence[float]) -> tuple[float, float, float]:
+    ax, ay, az, bx, by, bz = orientation
+    return ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+
+
+def _dot(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(p * q for p, q in zip(a, b, strict=True))

@@ -1,0 +1,188 @@
+"""The one place that writes the state of a job or a delivery, always as lifecycle's tables say.
+
+Each step names the token of the one who takes it, where it has one, and the state it starts from, and checks that
+exactly one row changed: a worker whose lease was given to another changes nothing. Every step of a job leaves an
+event row, and ends its attempt row when it leaves `running`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from dicom_node.errors import LeaseLostError, NotFoundError
+from dicom_node.lifecycle import (
+    DELIVERY_OPEN,
+    JOB_OPEN,
+    DeliveryEvent,
+    DeliveryState,
+    JobEvent,
+    JobState,
+    job_outcome,
+    next_delivery_state,
+    next_job_state,
+)
+from dicom_node.records.schema import attempt, delivery, job, job_event, result
+
+_NO_LEASE: Final[Mapping[str, Any]] = {"worker": None, "leased_until": None}
+_NO_DELIVERY_LEASE: Final[Mapping[str, Any]] = {"sender": None, "leased_until": None}
+
+
+def advance_job(
+    connection: Connection,
+    job_id: int,
+    event: JobEvent,
+    now: datetime,
+    *,
+    token: int | None = None,
+    reason: str | None = None,
+    **values: Any,
+) -> JobState:
+    """Write that `event` happened to a job, with further column `values`; return its new state.
+
+    `reason` becomes the row's reason, None included: it speaks of the present state only.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such job.
+    LeaseLostError
+        When `token` is given and is not that of the present owner.
+    IllegalTransitionError
+        When the job's state knows no such event.
+    """
+    row = connection.execute(select(job.c.state, job.c.token).where(job.c.id == job_id).with_for_update()).first()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    if token is not None and (row.token != token or row.state != JobState.RUNNING):
+        raise LeaseLostError(f"job {job_id} is {row.state} and no longer this worker's; its late write was refused")
+    state = next_job_state(JobState(row.state), event)
+    if row.state == JobState.RUNNING:
+        values = {**_NO_LEASE, **values}
+        end_attempt(connection, job_id, row.token, event, now, reason)
+    values["finished_at"] = None if state in JOB_OPEN else now
+    change = update(job).where(job.c.id == job_id, job.c.token == row.token, job.c.state == row.state)
+    if connection.execute(change.values(state=state, reason=reason, **values)).rowcount != 1:
+        raise LeaseLostError(f"job {job_id} was changed by another at the same moment; look again")
+    add_event(connection, job_id, event, row.state, state, now, reason)
+    return state
+
+
+def add_event(
+    connection: Connection,
+    job_id: int,
+    event: str,
+    from_state: str | None,
+    to_state: str,
+    now: datetime,
+    reason: str | None = None,
+) -> None:
+    """Append to the job's story."""
+    connection.execute(
+        insert(job_event).values(
+            job_id=job_id, event=event, from_state=from_state, to_state=to_state, reason=reason, at=now
+        )
+    )
+
+
+def end_attempt(
+    connection: Connection, job_id: int, token: int, event: JobEvent, now: datetime, reason: str | None
+) -> None:
+    """Write how an attempt ended."""
+    connection.execute(
+        update(attempt)
+        .where(attempt.c.job_id == job_id, attempt.c.token == token)
+        .values(ended_at=now, outcome=event, reason=reason)
+    )
+
+
+def queue_deliveries(
+    connection: Connection, job_id: int, destinations: Mapping[str, Collection[str]], now: datetime
+) -> int:
+    """Insert the deliveries that are missing: every filed result to every destination that takes its kind.
+
+    Returns how many were inserted.
+    """
+    results = connection.execute(select(result.c.id, result.c.kind).where(result.c.job_id == job_id)).all()
+    there = {
+        (row.result_id, row.destination)
+        for row in connection.execute(
+            select(delivery.c.result_id, delivery.c.destination).where(delivery.c.job_id == job_id)
+        )
+    }
+    rows = [
+        {"job_id": job_id, "result_id": one.id, "destination": name, "queued_at": now}
+        for name, kinds in destinations.items()
+        for one in results
+        if one.kind in kinds and (one.id, name) not in there
+    ]
+    if rows:
+        fresh = insert(delivery).values(state=DeliveryState.QUEUED, attempts=0, refusals=0, token=0)
+        connection.execute(fresh, rows)
+    return len(rows)
+
+
+def advance_delivery(
+    connection: Connection,
+    delivery_id: int,
+    event: DeliveryEvent,
+    now: datetime,
+    *,
+    token: int | None = None,
+    **values: Any,
+) -> DeliveryState:
+    """Write that `event` happened to a delivery, with further column `values`; return its new state.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such delivery.
+    LeaseLostError
+        When `token` is given and is not that of the present owner.
+    IllegalTransitionError
+        When the delivery's state knows no such event.
+    """
+    row = find_delivery(connection, delivery_id)
+    if token is not None and (row.token != token or row.state != DeliveryState.SENDING):
+        raise LeaseLostError(f"delivery {delivery_id} is {row.state} and no longer this sender's")
+    state = next_delivery_state(DeliveryState(row.state), event)
+    values["finished_at"] = None if state in DELIVERY_OPEN else now
+    change = update(delivery).where(
+        delivery.c.id == delivery_id, delivery.c.token == row.token, delivery.c.state == row.state
+    )
+    if connection.execute(change.values(state=state, **_NO_DELIVERY_LEASE, **values)).rowcount != 1:
+        raise LeaseLostError(f"delivery {delivery_id} was changed by another at the same moment; look again")
+    return state
+
+
+def find_delivery(connection: Connection, delivery_id: int) -> Row[Any]:
+    """Return the row of a delivery, locked where the dialect locks rows.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such delivery.
+    """
+    row = connection.execute(select(delivery).where(delivery.c.id == delivery_id).with_for_update()).first()
+    if row is None:
+        raise NotFoundError(f"there is no delivery {delivery_id}")
+    return row
+
+
+def close_delivered_job(connection: Connection, job_id: int, now: datetime) -> JobState:
+    """End a delivering job when none of its deliveries is open; return the job's state."""
+    state = JobState(connection.execute(select(job.c.state).where(job.c.id == job_id).with_for_update()).scalar_one())
+    if state != JobState.DELIVERING:
+        return state
+    rows = connection.execute(select(delivery.c.state, delivery.c.destination).where(delivery.c.job_id == job_id)).all()
+    event = job_outcome(frozenset(DeliveryState(row.state) for row in rows))
+    if event is None:
+        return state
+    unwell = sorted({f"{row.destination} {row.state}" for row in rows if row.state in _UNWELL})
+    return advance_job(connection, job_id, event, now, reason="; ".join(unwell) or None)
+
+
+_UNWELL: Final = frozenset({DeliveryState.REFUSED, DeliveryState.FAILED})
