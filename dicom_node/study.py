@@ -15,6 +15,10 @@ from typing import Any, TypeAlias
 DicomJson: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A data set without bulk data in the DICOM JSON model (PS3.18 F.2)."""
 
+EQUIPMENT_MANUFACTURER = "DICOM Node"
+"""Manufacturer of every object that we make, and of our item in its Contributing Equipment Sequence: by it our own
+objects are recognised when a PACS forwards them back (ARCHITECTURE, decision 3)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Frame:

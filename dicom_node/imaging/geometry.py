@@ -1,17 +1,40 @@
 """Grids in patient space: the affine between voxels and millimetres, always from positions.
 
 Two orders meet here and are never mixed: arrays are indexed ``[z, y, x]`` (slice, row, column); affines map voxel
-coordinates ``(x, y, z, 1)`` (column, row, slice) to LPS millimetres. A tilted stack keeps its sheared affine.
+coordinates ``(x, y, z, 1)`` (column, row, slice) to LPS millimetres. A tilted stack keeps its sheared affine. Slices
+are sorted along the normal, so z grows along row x column and every affine made here is right-handed; no plane is ever
+flipped by its name.
+
+Tolerances. Scanners round: positions to 0.01 mm and sometimes to 0.1 mm, cosines to four digits and more. A position
+may lie off the regular grid by 2 % of the slice distance or by `POSITION_TOLERANCE_MM`, whichever is larger; a missing
+slice lies off by 50 % and more.
+
+Sources: DICOM PS3.3 C.7.6.2.1.1 (Image Position and Orientation), 10.7.1.1 (Pixel Spacing).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dicom_node.errors import GeometryError
+from dicom_node.study import Frame
+
+POSITION_TOLERANCE_MM = 0.02
+"""How far a position may lie off the regular grid whatever the slice distance: twice a rounding to 0.01 mm."""
+POSITION_TOLERANCE_FRACTION = 0.02
+"""The same as a part of the slice distance."""
+SAME_POSITION_MM = 1e-3
+"""Positions closer than this along the normal are one position."""
+COSINE_TOLERANCE = 1e-3
+"""Of orientations between frames and of length and right angle within one: 0.06 degrees."""
+SPACING_TOLERANCE = 1e-3
+"""Relative, of Pixel Spacing between frames."""
 
 Affine: TypeAlias = NDArray[np.float64]
 """4x4, voxel (x, y, z) -> LPS mm."""
@@ -30,7 +53,7 @@ class Grid:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Return the distances (z, y, x) between the planes of a right-angled grid; lengths of the axes for a sheared one."""
+        """Return the distances (z, y, x) between voxels along the axes; of a right-angled grid those between planes."""
         x, y, z = np.linalg.norm(self.affine_lps[:3, :3], axis=0)
         return float(z), float(y), float(x)
 
@@ -46,4 +69,184 @@ class Grid:
     def to_voxel(self, positions_lps_mm: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return voxel coordinates (..., 3) in x, y, z order of LPS positions in mm (..., 3)."""
         inverse = np.linalg.inv(self.affine_lps)
-        return np.asarray(positions_lps_mm) @ inverse[:3, :3].T + inverse[:3, 3]
+        voxels: NDArray[np.float64] = np.asarray(positions_lps_mm) @ inverse[:3, :3].T + inverse[:3, 3]
+        return voxels
+
+
+def grid_from_frames(frames: Sequence[Frame]) -> tuple[Grid, tuple[int, ...]]:
+    """Return the grid on which the frames lie, and the order that sorts them along the normal.
+
+    Parameters
+    ----------
+    frames
+        At least two, in any order.
+
+    Returns
+    -------
+    Grid
+        Shape (Z, Y, X); the affine has the first position and the mean step between positions, so an oblique or
+        sheared stack keeps its own axes.
+    tuple of int
+        ``frames[order[z]]`` is slice z; the position along row x column grows with z.
+
+    Raises
+    ------
+    GeometryError
+        When the frames are fewer than two, differ in size, spacing, orientation or Frame of Reference, share a
+        position, leave out a slice, or lie at irregular distances; the reason names where and what differs.
+    """
+    if not frames:
+        raise GeometryError("no frame has a position in patient space (Image Position and Orientation are missing)")
+    if len(frames) == 1:
+        raise GeometryError("a single slice does not make a volume; at least two slices are needed")
+    _check_uniform(frames)
+    row, column, normal = _axes(frames[0])
+    positions = np.array([frame.position_mm for frame in frames], dtype=np.float64)
+    along = positions @ normal
+    order = np.argsort(along, kind="stable")
+    slices = [frames[i] for i in order]
+    _check_distances(slices, along[order])
+    step = _regular_step(slices, positions[order])
+    affine = np.eye(4)
+    affine[:3, 0] = row * frames[0].pixel_spacing_mm[1]
+    affine[:3, 1] = column * frames[0].pixel_spacing_mm[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = positions[order[0]]
+    grid = Grid(shape=(len(frames), frames[0].rows, frames[0].columns), affine_lps=affine)
+    return grid, tuple(int(i) for i in order)
+
+
+def shear_degrees(grid: Grid) -> float:
+    """Return the angle between the step from slice to slice and the normal of the slices: the tilt of the gantry."""
+    x, y, z = grid.affine_lps[:3, :3].T
+    normal = np.cross(x, y)
+    sine, cosine = float(np.linalg.norm(np.cross(normal, z))), float(normal @ z)
+    return math.degrees(math.atan2(sine, abs(cosine)))
+
+
+def slice_distance_mm(grid: Grid) -> float:
+    """Return the distance between neighbouring slices along their normal, in mm; shorter than the step when sheared."""
+    x, y, z = grid.affine_lps[:3, :3].T
+    normal = np.cross(x, y)
+    return abs(float(normal @ z)) / float(np.linalg.norm(normal))
+
+
+def differing_marks(frames: Sequence[Frame]) -> str:
+    """Return what sets frames apart besides their position, in words: "EchoTime: 4.9, 9.8"; empty when nothing does."""
+    values: dict[str, dict[str, None]] = {}
+    for frame in frames:
+        for keyword, text in frame.stack:
+            values.setdefault(keyword, {})[text] = None
+    differing = {keyword: texts for keyword, texts in values.items() if len(texts) > 1}
+    named = {keyword: texts for keyword, texts in differing.items() if not keyword.startswith("(")}
+    parts = []
+    for keyword, texts in (named or differing).items():  # private tags only when they alone tell
+        if texts:
+            shown = ", ".join(list(texts)[:4]) + (", ..." if len(texts) > 4 else "")
+            parts.append(f"{keyword}: {shown}")
+    return "; ".join(parts)
+
+
+def _axes(frame: Frame) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return unit vectors along a row, down a column and along their normal."""
+    cosines = np.array(frame.orientation, dtype=np.float64).reshape(2, 3)
+    lengths = np.linalg.norm(cosines, axis=1)
+    right_angle = abs(float(cosines[0] @ cosines[1])) <= COSINE_TOLERANCE
+    if not (right_angle and np.all(np.abs(lengths - 1) <= COSINE_TOLERANCE)):
+        text = "\\".join(f"{value:g}" for value in frame.orientation)
+        raise GeometryError(f"Image Orientation (Patient) {text} is not two unit vectors at a right angle")
+    row, column = cosines / lengths[:, None]
+    normal = np.cross(row, column)
+    return row, column, normal / np.linalg.norm(normal)
+
+
+def _check_uniform(frames: Sequence[Frame]) -> None:
+    """Refuse frames that cannot lie on one grid, whatever their positions."""
+    if len(sizes := {(frame.rows, frame.columns) for frame in frames}) > 1:
+        shown = ", ".join(f"{rows} x {columns}" for rows, columns in sorted(sizes)[:4])
+        raise GeometryError(f"images of different sizes are mixed in one series (rows x columns: {shown})")
+    if len({frame.frame_of_reference_uid for frame in frames}) > 1:
+        raise GeometryError("two or more Frames of Reference are mixed in one series")
+    orientations = np.array([frame.orientation for frame in frames])
+    apart = np.abs(orientations - orientations[0]).max(axis=1) > COSINE_TOLERANCE
+    if apart.any():
+        marks = differing_marks([frames[0], frames[int(np.argmax(apart))]])
+        raise GeometryError(
+            f"images of different orientations are mixed in one series: {_count(orientations)} orientations, "
+            f"as when localizers or several stacks stand together{f' ({marks})' if marks else ''}"
+        )
+    spacings = np.array([frame.pixel_spacing_mm for frame in frames])
+    if not np.all(spacings > 0):
+        raise GeometryError("Pixel Spacing is not positive")
+    if np.any(np.abs(spacings / spacings[0] - 1) > SPACING_TOLERANCE):
+        shown = ", ".join(f"{y:g} x {x:g} mm" for y, x in np.unique(spacings, axis=0)[:4])
+        raise GeometryError(f"images of different Pixel Spacing are mixed in one series ({shown})")
+
+
+def _count(orientations: NDArray[np.float64]) -> int:
+    """Return how many orientations differ by more than the tolerance."""
+    kept: list[NDArray[np.float64]] = []
+    for orientation in orientations:
+        if not any(np.abs(orientation - other).max() <= COSINE_TOLERANCE for other in kept):
+            kept.append(orientation)
+    return len(kept)
+
+
+def _check_distances(slices: Sequence[Frame], along: NDArray[np.float64]) -> None:
+    """Refuse doubled positions, missing slices and irregular distances of slices sorted along the normal."""
+    steps = np.diff(along)
+    doubled = np.flatnonzero(steps < SAME_POSITION_MM)
+    if doubled.size:
+        first = int(doubled[0])
+        raise GeometryError(_doubled(slices, along, first, doubled.size))
+    smallest = float(np.quantile(steps, 0.1, method="lower"))
+    multiples = np.rint(steps / smallest)
+    tolerance = np.maximum(0.1 * smallest, 2 * POSITION_TOLERANCE_MM)
+    gaps = np.flatnonzero(multiples >= 2)
+    if gaps.size and np.all(np.abs(steps - multiples * smallest) <= tolerance * multiples):
+        first = int(gaps[0])
+        n_missing = int((multiples - 1).sum())
+        missing = "a slice is missing" if n_missing == 1 else f"{n_missing} slices are missing"
+        where = "" if gaps.size == 1 else f"first of {gaps.size} gaps: "
+        raise GeometryError(
+            f"{missing} ({where}between slice {first + 1} at {_place(slices[first])} and slice {first + 2} at "
+            f"{_place(slices[first + 1])}: {steps[first]:.3f} mm apart instead of {smallest:.3f} mm)"
+        )
+
+
+def _doubled(slices: Sequence[Frame], along: NDArray[np.float64], first: int, n_doubled: int) -> str:
+    """Return why slices at one position do not make a volume: several stacks, or one stack twice."""
+    here = [slices[i] for i in map(int, np.flatnonzero(np.abs(along - along[first]) < SAME_POSITION_MM))]
+    if len({frame.position_mm for frame in here}) > 1:
+        shift = float(np.linalg.norm(np.subtract(here[0].position_mm, here[-1].position_mm)))
+        if shift > POSITION_TOLERANCE_MM:
+            return f"slices lie side by side in one plane ({shift:.2f} mm apart at {_place(here[0])}): no stack"
+    marks = differing_marks(here)
+    where = f"{len(here)} slices at {_place(here[0])}, {n_doubled} doubled in all"
+    if marks:
+        return f"several stacks are mixed in one series ({where}); they differ in {marks}"
+    return f"slices are doubled ({where})"
+
+
+def _regular_step(slices: Sequence[Frame], positions: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean step between sorted positions (n, 3), once every position is seen to lie on it."""
+    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
+    wanted = positions[0] + np.arange(len(positions))[:, None] * step
+    off = np.linalg.norm(positions - wanted, axis=1)
+    allowed = max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_FRACTION * float(np.linalg.norm(step)))
+    if off.max() > allowed:
+        worst = int(off.argmax())
+        distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
+        marks = differing_marks(slices)
+        raise GeometryError(
+            f"slices lie at irregular distances of {distances.min():.3f} to {distances.max():.3f} mm: slice "
+            f"{worst + 1} at {_place(slices[worst])} is {off[worst]:.3f} mm off a regular stack"
+            + (f"; slices differ in {marks}" if marks else "")
+        )
+    return step
+
+
+def _place(frame: Frame) -> str:
+    """Return a position in words."""
+    x, y, z = frame.position_mm
+    return f"({x:.2f}, {y:.2f}, {z:.2f}) mm"

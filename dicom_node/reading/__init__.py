@@ -1,0 +1,31 @@
+"""Reading: files -> headers and frames -> volumes and masks. Shared with model_build; it never writes DICOM on its own.
+
+Way in: `describe` one file, `group_series` of a folder, `load_volume` of a series. Whatever cannot be read or does not
+make one volume is refused with a reason (`UndecodableError`, `GeometryError`).
+"""
+
+from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
+from dicom_node.reading.seg_reader import read_masks
+from dicom_node.reading.series import (
+    SeriesFiles,
+    UnreadableFile,
+    describe,
+    find_files,
+    group_series,
+    load_volume,
+    read_headers,
+)
+
+__all__ = [
+    "SeriesFiles",
+    "UnreadableFile",
+    "describe",
+    "find_files",
+    "group_series",
+    "load_volume",
+    "read_headers",
+    "read_masks",
+    "read_nifti",
+    "read_nrrd",
+    "write_nifti",
+]

@@ -1,0 +1,261 @@
+"""Files -> headers: what stands before the pixels, and where the pixels begin.
+
+The first step of reading: one pass over the elements up to the pixel data, which stay on the disk. Large values are
+left there too. Nothing here decodes a pixel or trusts a length; whatever cannot be parsed is refused in words.
+
+Sources: DICOM PS3.10 7 (file format, file meta information), PS3.5 7 (data elements), PS3.18 F.2 (DICOM JSON model).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydicom import config
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+
+from dicom_node.errors import UndecodableError
+from dicom_node.study import DicomJson
+
+# Headers of real scanners break the rules of their VRs all the time; we check what we use. The library would put the
+# offending value, which may be the patient's, into warnings and into its log.
+config.settings.reading_validation_mode = config.IGNORE
+
+PARSE_ERRORS = (
+    InvalidDicomError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    RuntimeError,  # RecursionError and NotImplementedError too
+    StopIteration,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom and the codecs raise on files that are broken; caught only around calls into them."""
+
+UNDEFINED_LENGTH = 0xFFFFFFFF
+_PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+_PER_FRAME_GROUPS = 0x52009230
+_DEFER_BYTES = 1 << 16
+_KEPT_BYTES = 4096
+"""Values above this are bulk data (tables, overlays, vendors' blobs): no rule asks for them."""
+_HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PixelElement:
+    """Where the pixel data of a file stand."""
+
+    keyword: str
+    """PixelData, FloatPixelData or DoubleFloatPixelData."""
+    value_offset: int | None
+    """Of the first byte of the value in the file; None in a deflated file."""
+    length: int
+    """As declared; `UNDEFINED_LENGTH` when encapsulated."""
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Header:
+    """All that stands before the pixels of one file."""
+
+    path: Path
+    dataset: Dataset
+    """With its file meta information, without pixel data; large values are read when they are asked for."""
+    transfer_syntax_uid: str
+    pixels: PixelElement | None
+
+    @property
+    def transfer_syntax_name(self) -> str:
+        """Return the name of the transfer syntax with its UID: what a reason shows."""
+        name = UID(self.transfer_syntax_uid).name
+        return name if name == self.transfer_syntax_uid else f"{name} ({self.transfer_syntax_uid})"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep pydicom's remarks about odd files, which may quote patients, from being shown or raised."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a DICOM file.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no DICOM file, has no transfer syntax or cannot be parsed.
+    OSError
+        When the file cannot be opened or read.
+    """
+    seen: list[tuple[int, str | None, int]] = []
+
+    def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
+        if tag in _PIXELS:
+            seen.append((int(tag), vr, length))
+            return True
+        return False
+
+    with path.open("rb") as file, quiet():
+        try:
+            dataset = read_partial(file, stop_when=at_pixels, defer_size=_DEFER_BYTES)
+            transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
+        except InvalidDicomError as error:
+            raise UndecodableError("not a DICOM file: the prefix DICM is missing") from error
+        except PARSE_ERRORS as error:
+            raise UndecodableError(f"the header cannot be parsed ({type(error).__name__})") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise UndecodableError("the header cannot be parsed (it ends early)") from error
+        if not transfer_syntax_uid:
+            raise UndecodableError("the file meta information names no transfer syntax")
+        pixels = None
+        if seen:
+            in_file = transfer_syntax_uid != DeflatedExplicitVRLittleEndian
+            pixels = _pixel_element(*seen[0], file.tell() if in_file else None)
+    return Header(path=path, dataset=dataset, transfer_syntax_uid=transfer_syntax_uid, pixels=pixels)
+
+
+def _pixel_element(tag: int, vr: str | None, length: int, element_offset: int | None) -> PixelElement:
+    """Return where the value begins: after 8 bytes, or 12 in explicit VR with a 32-bit length (PS3.5 7.1)."""
+    head = 8 if vr is None else 12
+    offset = None if element_offset is None else element_offset + head
+    return PixelElement(keyword=_PIXELS[tag], value_offset=offset, length=length)
+
+
+def text(dataset: Dataset, keyword: str, default: str = "") -> str:
+    """Return an attribute as text without surrounding blanks, values joined by a backslash; `default` when absent."""
+    try:
+        value = dataset.get(keyword)
+    except PARSE_ERRORS:
+        return default
+    if value is None:
+        return default
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        return str(value).strip() or default
+    return "\\".join(str(part).strip() for part in value) or default
+
+
+def floats(dataset: Dataset, keyword: str, n: int) -> tuple[float, ...] | None:
+    """Return the `n` finite numbers of an attribute; None when it is absent, unreadable or has another multiplicity."""
+    try:
+        value = dataset.get(keyword)
+        if value is None or value == "":
+            return None
+        numbers = (
+            tuple(float(part) for part in value)
+            if hasattr(value, "__iter__") and not isinstance(value, str)
+            else (float(value),)
+        )
+    except PARSE_ERRORS:
+        return None
+    return numbers if len(numbers) == n and all(math.isfinite(number) for number in numbers) else None
+
+
+def integer(dataset: Dataset, keyword: str) -> int | None:
+    """Return an attribute as a whole number; None when it is absent or is none."""
+    try:
+        value = dataset.get(keyword)
+        return None if value is None or value == "" else int(value)
+    except PARSE_ERRORS:
+        return None
+
+
+def items(dataset: Dataset | None, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; none when it is absent or unreadable."""
+    if dataset is None:
+        return []
+    try:
+        value = dataset.get(keyword)
+        return list(value) if value is not None else []
+    except PARSE_ERRORS:
+        return []
+
+
+def header_json(dataset: Dataset) -> DicomJson:
+    """Return a data set in the DICOM JSON model: no bulk data, of Per-frame Functional Groups the first item only.
+
+    Values that cannot be parsed are left out.
+    """
+    out: dict[str, dict[str, Any]] = {}
+    with quiet():
+        for tag in sorted(dataset.keys()):
+            if tag not in _PIXELS and (element := _element_json(dataset, tag)) is not None:
+                out[f"{int(tag):08X}"] = element
+    return out
+
+
+def _element_json(dataset: Dataset, tag: BaseTag) -> dict[str, Any] | None:
+    try:
+        raw = dataset.get_item(tag)
+        if isinstance(raw, RawDataElement) and raw.value is None and raw.length > _DEFER_BYTES and raw.VR != "SQ":
+            return None
+        element = dataset[tag]
+        if element.VR == "SQ":
+            kept = list(element.value)[: 1 if tag == _PER_FRAME_GROUPS else None]
+            return {"vr": "SQ", "Value": [header_json(item) for item in kept]} if kept else {"vr": "SQ"}
+        if isinstance(element.value, bytes | str) and len(element.value) > _KEPT_BYTES:
+            return None
+        if isinstance(element.value, list) and len(element.value) > _KEPT_BYTES // 8:
+            return None
+        if element.VR in ("FL", "FD", "DS") and not _all_finite(element.value):
+            return None  # JSON knows no NaN
+        return dict(element.to_json_dict(None, _KEPT_BYTES))
+    except PARSE_ERRORS:
+        return None
+
+
+def _all_finite(value: Any) -> bool:
+    values = value if hasattr(value, "__iter__") and not isinstance(value, str) else [value]
+    return all(math.isfinite(float(number)) for number in values if number not in (None, ""))
+
+
+def data_set_digest(path: Path) -> str:
+    """Return SHA-256, hexadecimal, of the data set part of a file: what follows the file meta information.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no DICOM file.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(_data_set_offset(file))
+        while block := file.read(_HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _data_set_offset(file: BinaryIO) -> int:
+    """Return where the data set begins: past group 0002, which is in Explicit VR Little Endian (PS3.10 7.1)."""
+    if file.read(132)[128:] != b"DICM":
+        raise UndecodableError("not a DICOM file: the prefix DICM is missing")
+    while True:
+        offset = file.tell()
+        head = file.read(8)
+        if len(head) < 8 or head[:2] != b"\x02\x00":
+            return offset
+        length = int.from_bytes(head[6:8], "little")
+        if head[4:6] in (b"OB", b"UN", b"OW", b"UT", b"SQ"):
+            length = int.from_bytes(file.read(4), "little")
+        file.seek(length, 1)

@@ -1,0 +1,103 @@
+"""NIfTI and NRRD: arrays in and out for tools that do not speak DICOM, always in our axes and in LPS.
+
+NIfTI's patient axes are RAS, ours are LPS: x and y change sign in the affine, the voxels stay where they are. NRRD says
+its space in the header.
+
+Sources: NIfTI-1 (nifti1.h, method 3: sform), NRRD 5 "space" and "space directions" (teem.sourceforge.net/nrrd).
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import nrrd
+import numpy as np
+from numpy.typing import NDArray
+
+from dicom_node.errors import GeometryError, UndecodableError
+from dicom_node.imaging.geometry import Affine
+from dicom_node.imaging.volume import Volume
+
+_RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_LPS_DIRECTIONS = {"left": (0, 1.0), "right": (0, -1.0), "posterior": (1, 1.0), "anterior": (1, -1.0)}
+_LPS_DIRECTIONS |= {"superior": (2, 1.0), "inferior": (2, -1.0)}
+_INITIALS = {name[0].upper(): name for name in _LPS_DIRECTIONS}
+
+
+def write_nifti(volume: Volume, path: Path) -> None:
+    """Write a volume as NIfTI-1, float32, in RAS mm; the name ends in .nii or .nii.gz."""
+    affine_ras = _RAS_TO_LPS @ volume.grid.affine_lps
+    image = nibabel.Nifti1Image(volume.array.transpose(2, 1, 0), affine_ras)  # type: ignore[no-untyped-call]
+    # A quaternion cannot hold a sheared stack: the sform is the truth, in scanner coordinates (code 1).
+    image.set_qform(affine_ras, code=0)  # type: ignore[no-untyped-call]
+    image.set_sform(affine_ras, code=1)  # type: ignore[no-untyped-call]
+    image.header.set_xyzt_units("mm")  # type: ignore[no-untyped-call]
+    nibabel.save(image, path)
+
+
+def read_nifti(path: Path) -> tuple[NDArray[Any], Affine]:
+    """Return the array (Z, Y, X) of a NIfTI file, scaled as its header says, and its affine, voxel (x, y, z) -> LPS mm.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no NIfTI file.
+    GeometryError
+        When it has not three dimensions, or no affine.
+    """
+    try:
+        image = nibabel.Nifti1Image.from_filename(path)
+        array = np.asanyarray(image.dataobj)
+    except (nibabel.filebasedimages.ImageFileError, gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
+        raise UndecodableError(f"{path.name} cannot be read as NIfTI ({type(error).__name__})") from error
+    while array.ndim > 3 and array.shape[-1] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        raise GeometryError(f"{path.name} has {array.ndim} dimensions; three are needed")
+    if not (image.header["sform_code"] or image.header["qform_code"]):
+        raise GeometryError(f"{path.name} has neither sform nor qform: where its voxels lie is not known")
+    return array.transpose(2, 1, 0), _RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
+
+
+def read_nrrd(path: Path) -> tuple[NDArray[Any], Affine]:
+    """Return the array (Z, Y, X) of an NRRD file and its affine, voxel (x, y, z) -> LPS mm.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no NRRD file.
+    GeometryError
+        When it has not three spatial axes, or says no space, directions or origin.
+    """
+    try:
+        array, header = nrrd.read(str(path))
+    except (nrrd.NRRDError, EOFError, KeyError, ValueError, zlib.error) as error:
+        raise UndecodableError(f"{path.name} cannot be read as NRRD ({type(error).__name__})") from error
+    directions, origin = header.get("space directions"), header.get("space origin")
+    if array.ndim != 3 or directions is None or origin is None or np.shape(directions) != (3, 3):
+        raise GeometryError(f"{path.name} has no three axes with directions and an origin in patient space")
+    affine = np.eye(4)
+    affine[:3, :3] = np.asarray(directions, dtype=np.float64).T  # one row an axis
+    affine[:3, 3] = origin
+    affine = _to_lps(str(header.get("space", "")), path) @ affine
+    if not np.all(np.isfinite(affine)):
+        raise GeometryError(f"{path.name} has no three axes with directions and an origin in patient space")
+    return array.transpose(2, 1, 0), affine
+
+
+def _to_lps(space: str, path: Path) -> Affine:
+    """Return the 4x4 matrix from a named NRRD space to LPS."""
+    words = [_INITIALS.get(letter, "") for letter in space] if space.isupper() else space.lower().split("-")
+    matrix = np.zeros((4, 4))
+    matrix[3, 3] = 1
+    for axis, word in enumerate(words[:3]):
+        if word in _LPS_DIRECTIONS:
+            row, sign = _LPS_DIRECTIONS[word]
+            matrix[row, axis] = sign
+    if len(words) != 3 or abs(np.linalg.det(matrix)) != 1:
+        raise GeometryError(f"{path.name} is in the space {space!r}; a named patient space (LPS, RAS ...) is needed")
+    return matrix
