@@ -1,0 +1,184 @@
+"""Which instance a data set says it is, read before the sender gets its answer. Pure.
+
+Only headers of elements are walked, up to the instance's UIDs in group 0020; values are skipped, sequences too, without
+recursion. So the cost does not depend on the size of the object, and a hostile one (nested sequences, absurd lengths)
+costs nothing. Sources: DICOM PS3.5 7.1 (elements), 7.5 (nesting), A.5 (deflated).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from dicom_node.dimse.contexts import (
+    DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN,
+    EXPLICIT_VR_BIG_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+)
+from dicom_node.errors import RefusedInputError, UndecodableError
+
+_SOP_CLASS_UID: Final = 0x00080016
+_SOP_INSTANCE_UID: Final = 0x00080018
+_STUDY_INSTANCE_UID: Final = 0x0020000D
+_SERIES_INSTANCE_UID: Final = 0x0020000E
+_NAMES: Final[Mapping[int, str]] = {
+    _SOP_CLASS_UID: "SOP Class UID",
+    _SOP_INSTANCE_UID: "SOP Instance UID",
+    _STUDY_INSTANCE_UID: "Study Instance UID",
+    _SERIES_INSTANCE_UID: "Series Instance UID",
+}
+_ITEM: Final = 0xFFFEE000
+_ITEM_END: Final = 0xFFFEE00D
+_SEQUENCE_END: Final = 0xFFFEE0DD
+_UNDEFINED: Final = 0xFFFFFFFF
+
+_LONG_VRS: Final = frozenset(
+    {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+)
+"""VRs with a length of four bytes after two reserved ones (PS3.5 Table 7.1-1)."""
+_SHORT_VRS: Final = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN"}
+    | {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+)
+_DEEPEST: Final = 64
+"""Sequences nested deeper than this are no medical image, and would break recursive readers."""
+LARGEST_INFLATED_BYTES: Final = 1 << 30
+"""A deflated data set that grows beyond this is refused; readers inflate it in memory."""
+LARGEST_INFLATION: Final = 100
+"""Times that a deflated data set above `_HARMLESS_BYTES` may grow; images grow two to ten times."""
+_HARMLESS_BYTES: Final = 1 << 26
+_INFLATE_STEP: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """What a data set says it is."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    study_instance_uid: str
+    series_instance_uid: str
+
+
+def identify(data_set: memoryview, transfer_syntax_uid: str) -> Identity:
+    """Return the identity that the data set carries.
+
+    Raises
+    ------
+    UndecodableError
+        When the bytes are no data set in this transfer syntax.
+    RefusedInputError
+        When a required UID is missing.
+    """
+    if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+        data_set = memoryview(_inflated_head(data_set))
+    try:
+        found = _Walk(
+            data_set,
+            implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
+            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
+        ).uids()
+    except struct.error:
+        raise UndecodableError("the data set is cut short") from None
+    missing = [name for tag, name in _NAMES.items() if not found.get(tag)]
+    if missing:
+        raise RefusedInputError(f"{missing[0]} is missing")
+    return Identity(
+        sop_class_uid=found[_SOP_CLASS_UID],
+        sop_instance_uid=found[_SOP_INSTANCE_UID],
+        study_instance_uid=found[_STUDY_INSTANCE_UID],
+        series_instance_uid=found[_SERIES_INSTANCE_UID],
+    )
+
+
+def _inflated_head(deflated: memoryview) -> bytes:
+    """Return the first bytes of the inflated data set, after the whole was inflated piece by piece and measured."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    limit = max(_HARMLESS_BYTES, min(LARGEST_INFLATED_BYTES, len(deflated) * LARGEST_INFLATION))
+    head, total = b"", 0
+    pending: bytes | memoryview = deflated
+    try:
+        while len(pending) and not inflater.eof:
+            piece = inflater.decompress(pending[:_INFLATE_STEP], _INFLATE_STEP)
+            pending = _after(pending, inflater.unconsumed_tail)
+            head = head or piece
+            total += len(piece)
+            if total > limit:
+                raise UndecodableError("the deflated data set grows beyond all measure")
+    except zlib.error:
+        raise UndecodableError("the data set is not deflated as its transfer syntax says") from None
+    return head
+
+
+def _after(pending: bytes | memoryview, unconsumed: bytes) -> bytes | memoryview:
+    """Return what is left of `pending` when of its first step `unconsumed` was left over."""
+    return pending[min(len(pending), _INFLATE_STEP) - len(unconsumed) :]
+
+
+class _Walk:
+    """A walk along the elements of one data set."""
+
+    def __init__(self, data: memoryview, *, implicit: bool, order: str) -> None:
+        self._data = data
+        self._implicit = implicit
+        self._order = order
+        self._tag = struct.Struct(f"{order}HH")
+        self._long = struct.Struct(f"{order}I")
+        self._short = struct.Struct(f"{order}H")
+
+    def uids(self) -> dict[int, str]:
+        """Return the text of the four UIDs, as far as the top level has them, by tag."""
+        found: dict[int, str] = {}
+        position = 0
+        while position < len(self._data):
+            tag, length, value, implicit = self._element(position, implicit=self._implicit)
+            if tag > _SERIES_INSTANCE_UID:
+                break
+            if length == _UNDEFINED:
+                position = self._after_sequence(value, implicit=implicit)
+                continue
+            position = value + length
+            if position > len(self._data):
+                raise UndecodableError("an element is longer than the data set")
+            if tag in _NAMES:
+                found[tag] = bytes(self._data[value:position]).decode("ascii", "replace").rstrip("\x00 ")
+        return found
+
+    def _element(self, position: int, *, implicit: bool) -> tuple[int, int, int, bool]:
+        """Return tag, length, start of the value, and whether a nested value is in implicit VR."""
+        group, number = self._tag.unpack_from(self._data, position)
+        tag = group << 16 | number
+        if implicit or group == 0xFFFE:
+            (length,) = self._long.unpack_from(self._data, position + 4)
+            return tag, length, position + 8, implicit
+        vr = bytes(self._data[position + 4 : position + 6])
+        if vr in _LONG_VRS:
+            (length,) = self._long.unpack_from(self._data, position + 8)
+            # PS3.5 6.2.2: UN of undefined length holds a sequence in implicit VR little endian.
+            return tag, length, position + 12, vr == b"UN"
+        if vr not in _SHORT_VRS:
+            raise UndecodableError("the data set does not follow its transfer syntax")
+        (length,) = self._short.unpack_from(self._data, position + 6)
+        return tag, length, position + 8, False
+
+    def _after_sequence(self, position: int, *, implicit: bool) -> int:
+        """Return where the sequence of undefined length ends whose first item begins at `position`."""
+        open_levels = [(_SEQUENCE_END, implicit)]
+        while open_levels:
+            end, implicit = open_levels[-1]
+            tag, length, position, nested_implicit = self._element(position, implicit=implicit)
+            if tag == end:
+                open_levels.pop()
+            elif end == _SEQUENCE_END and tag != _ITEM:
+                raise UndecodableError("a sequence holds something that is no item")
+            elif length == _UNDEFINED:
+                inner = (_ITEM_END, implicit) if end == _SEQUENCE_END else (_SEQUENCE_END, nested_implicit)
+                open_levels.append(inner)
+                if len(open_levels) > _DEEPEST:
+                    raise UndecodableError("sequences are nested too deep")
+            else:
+                position += length
+        return position
