@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 
 import torch
@@ -26,13 +27,13 @@ class UNet3d(nn.Module):
     def __init__(self, channels: tuple[int, ...], classes: int = 1) -> None:
         super().__init__()
         widths = (1, *channels)
-        self.down = nn.ModuleList(_two_convolutions(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(_two_convolutions(a, b) for a, b in pairwise(widths))
         pairs = list(zip(channels[:0:-1], channels[-2::-1], strict=True))
         self.up = nn.ModuleList(nn.ConvTranspose3d(deep, wide, 2, stride=2) for deep, wide in pairs)
         self.merge = nn.ModuleList(_two_convolutions(2 * wide, wide) for _, wide in pairs)
         self.last = nn.Conv3d(channels[0], classes, 1)
         self.pool = nn.MaxPool3d(2)
-        nn.init.constant_(self.last.bias, _RARE)  # type: ignore[arg-type]  # a Conv3d has a bias unless it is told not to
+        nn.init.constant_(self.last.bias, _RARE)
 
     def forward(self, image: Tensor) -> Tensor:
         """Return logits."""

@@ -79,13 +79,14 @@ def draw_batch(
     rng: np.random.Generator, examples: Sequence[Example], patches: Patches
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return images and targets of one step, each (batch, 1, edge, edge, edge) float32."""
-    images, targets = [], []
+    images: list[NDArray[np.float32]] = []
+    targets: list[NDArray[np.float32]] = []
     for _ in range(patches.batch):
         example = examples[int(rng.integers(len(examples)))]
         box = _draw_box(rng, example, patches)
         turn = _Turn(axes=rng.permutation(3), flips=np.flatnonzero(rng.random(3) < 0.5))
         images.append(turn.of(example.image[box]).astype(np.float32))
-        targets.append(turn.of(example.filled[box]).astype(np.float32) / 255)
+        targets.append(turn.of(example.filled[box]).astype(np.float32) / np.float32(255))
     return np.stack(images)[:, None], np.stack(targets)[:, None]
 
 

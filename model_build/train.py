@@ -112,10 +112,10 @@ class _Run:
             group["lr"] = options.learning_rate * (1 - self.step / options.steps) ** options.power
         loss = occupancy_loss(self.network(images.contiguous(memory_format=torch.channels_last_3d)), filled)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        loss.backward()
         self.optimiser.step()
         self.step += 1
-        return loss.item()
+        return float(loss.item())
 
     def save(self) -> None:
         """Keep what resuming needs; an interruption while writing leaves the previous checkpoint."""
