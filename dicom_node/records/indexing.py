@@ -281,6 +281,4 @@ def _refresh_study(connection: Connection, before: Row[Any], written: _Written, 
         values["state"] = "held" if before.state == "held" else "receiving"
     if before.revision == 0:
         values["first_received"] = oldest[0].received_at
-    connection.execute(
-        update(study).where(study.c.study_instance_uid == before.study_instance_uid).values(**values)
-    )
+    connection.execute(update(study).where(study.c.study_instance_uid == before.study_instance_uid).values(**values))

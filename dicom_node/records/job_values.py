@@ -31,7 +31,7 @@ class NewJob:
     input_digest: str
     """Of those versions; with plugin, version and parameters it says whether this work exists already."""
     series_instance_uid: str | None = None
-    """The series it was started for; None: the study. A later job of the plugin for the same one supersedes it."""
+    """The series that it reads; a later job of the plugin on the same one supersedes it. None: several, nothing is."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     destinations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of a destination -> kinds of result that it takes ("sr", "seg")."""
@@ -225,7 +225,9 @@ def input_from_json(value: Mapping[str, Any]) -> JobInput:
     return JobInput(
         study_instance_uid=value["study_instance_uid"],
         roles={
-            role: tuple(SourceImage(sop_instance_uid=uid, digest=digest, path=Path(path)) for uid, digest, path in images)
+            role: tuple(
+                SourceImage(sop_instance_uid=uid, digest=digest, path=Path(path)) for uid, digest, path in images
+            )
             for role, images in value["roles"].items()
         },
     )

@@ -154,7 +154,7 @@ job = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("study_instance_uid", Text, ForeignKey("study.study_instance_uid"), nullable=False),
-    Column("series_instance_uid", Text),  # the series it was started for; NULL: the study
+    Column("series_instance_uid", Text),  # the series that it reads; NULL: several
     Column("route", Text, nullable=False),  # the first rule that asked for it
     Column("plugin", Text, nullable=False),
     Column("plugin_version", Text, nullable=False),
@@ -278,7 +278,8 @@ decision = Table(
 )
 
 VIEWS: Final[dict[str, Callable[[Callable[[str, str], str]], str]]] = {
-    "v_queue": lambda _seconds: """
+    "v_queue": lambda _seconds: (
+        """
         SELECT job.id AS job_id, job.priority, job.state, job.plugin, job.study_instance_uid, job.attempts,
                job.queued_at, job.not_before, job.worker, job.leased_until, job.reason,
                (SELECT count(*) FROM delivery
@@ -286,8 +287,10 @@ VIEWS: Final[dict[str, Callable[[Callable[[str, str], str]], str]]] = {
                ) AS open_deliveries
         FROM job
         WHERE job.state IN ('waiting', 'queued', 'running', 'held', 'delivering')
-        ORDER BY CASE job.priority WHEN 'stat' THEN 0 WHEN 'high' THEN 1 ELSE 2 END, job.id""",
-    "v_time_to_result": lambda seconds: f"""
+        ORDER BY CASE job.priority WHEN 'stat' THEN 0 WHEN 'high' THEN 1 ELSE 2 END, job.id"""
+    ),
+    "v_time_to_result": lambda seconds: (
+        f"""
         SELECT job.id AS job_id, job.plugin, job.study_instance_uid, job.received_at, job.finished_at,
                {seconds("job.queued_at", "job.received_at")} AS until_queued_s,
                {seconds("job.started_at", "job.queued_at")} AS queued_s,
@@ -296,6 +299,7 @@ VIEWS: Final[dict[str, Callable[[Callable[[str, str], str]], str]]] = {
                {seconds("job.finished_at", "job.received_at")} AS time_to_result_s
         FROM job
         WHERE job.state = 'done'
-        ORDER BY job.id""",
+        ORDER BY job.id"""
+    ),
 }
 """SELECT of each view, given how the dialect writes the seconds between a later and an earlier time."""

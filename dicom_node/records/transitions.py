@@ -54,9 +54,7 @@ def advance_job(
     IllegalTransitionError
         When the job's state knows no such event.
     """
-    row = connection.execute(select(job.c.state, job.c.token).where(job.c.id == job_id).with_for_update()).first()
-    if row is None:
-        raise NotFoundError(f"there is no job {job_id}")
+    row = find_job(connection, job_id)
     if token is not None and (row.token != token or row.state != JobState.RUNNING):
         raise LeaseLostError(f"job {job_id} is {row.state} and no longer this worker's; its late write was refused")
     state = next_job_state(JobState(row.state), event)
@@ -69,6 +67,20 @@ def advance_job(
         raise LeaseLostError(f"job {job_id} was changed by another at the same moment; look again")
     add_event(connection, job_id, event, row.state, state, now, reason)
     return state
+
+
+def find_job(connection: Connection, job_id: int) -> Row[Any]:
+    """Return the row of a job, locked where the dialect locks rows.
+
+    Raises
+    ------
+    NotFoundError
+        When there is no such job.
+    """
+    row = connection.execute(select(job).where(job.c.id == job_id).with_for_update()).first()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}")
+    return row
 
 
 def add_event(

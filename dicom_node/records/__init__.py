@@ -1,0 +1,45 @@
+"""The records of the node: one database, and the only SQL in the house.
+
+One file per aggregate: `studies`, `jobs`, `deliveries`, `decisions`. Values go in and come out; a caller never sees a
+connection, except to join `enqueue` to a transaction of its own.
+"""
+
+from dicom_node.records.database import Database, DatabaseCheck, open_database
+from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
+from dicom_node.records.deliveries import Deliveries
+from dicom_node.records.job_values import (
+    ClaimedDelivery,
+    ClaimedJob,
+    DeliveryRow,
+    JobDetail,
+    JobRow,
+    NewJob,
+    NewResult,
+)
+from dicom_node.records.jobs import Jobs
+from dicom_node.records.studies import Studies
+from dicom_node.records.study_values import LiveAssociation, SeriesEvidence, StudyEvidence, StudyRow
+
+__all__ = [
+    "ClaimedDelivery",
+    "ClaimedJob",
+    "Database",
+    "DatabaseCheck",
+    "Decided",
+    "DecisionRow",
+    "Decisions",
+    "Deliveries",
+    "DeliveryRow",
+    "JobDetail",
+    "JobRow",
+    "Jobs",
+    "LiveAssociation",
+    "NewDecision",
+    "NewJob",
+    "NewResult",
+    "SeriesEvidence",
+    "Studies",
+    "StudyEvidence",
+    "StudyRow",
+    "open_database",
+]

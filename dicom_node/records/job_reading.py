@@ -1,0 +1,170 @@
+"""Rows of the job's tables as the values that leave the records: what a worker gets, and what `list` and `show` say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, select
+
+from dicom_node.lifecycle import DeliveryState, JobState
+from dicom_node.records.job_values import (
+    AttemptRow,
+    ClaimedDelivery,
+    ClaimedJob,
+    DeliveryRow,
+    JobDetail,
+    JobEventRow,
+    JobRow,
+    ResultRow,
+    destinations_from_json,
+    input_from_json,
+)
+from dicom_node.records.schema import attempt, delivery, job, job_event, result
+
+
+def claimed_job(row: Row[Any]) -> ClaimedJob:
+    """Return what a worker needs of a row that it has just claimed."""
+    return ClaimedJob(
+        id=row.id,
+        token=row.token,
+        attempt=row.attempts,
+        max_attempts=row.max_attempts,
+        study_instance_uid=row.study_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        route=row.route,
+        plugin=row.plugin,
+        plugin_version=row.plugin_version,
+        parameters=row.parameters,
+        input=input_from_json(row.input),
+        input_digest=row.input_digest,
+        config_digest=row.config_digest,
+        generation=row.generation,
+        uid_root=row.uid_root,
+        result_uids=row.result_uids,
+        destinations=destinations_from_json(row.destinations),
+        queued_at=row.queued_at,
+        leased_until=row.leased_until,
+    )
+
+
+def job_row(row: Row[Any]) -> JobRow:
+    """Return one line of `jobs list`."""
+    return JobRow(
+        id=row.id,
+        plugin=row.plugin,
+        plugin_version=row.plugin_version,
+        route=row.route,
+        study_instance_uid=row.study_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        state=JobState(row.state),
+        priority=row.priority,
+        attempts=row.attempts,
+        generation=row.generation,
+        superseded_by=row.superseded_by,
+        outcome=row.outcome,
+        engine=row.engine,
+        reason=row.reason,
+        received_at=row.received_at,
+        queued_at=row.queued_at,
+        started_at=row.started_at,
+        filed_at=row.filed_at,
+        finished_at=row.finished_at,
+    )
+
+
+def job_detail(connection: Connection, row: Row[Any]) -> JobDetail:
+    """Return everything that is recorded of the job in `row`."""
+    events = connection.execute(select(job_event).where(job_event.c.job_id == row.id).order_by(job_event.c.id))
+    attempts = connection.execute(select(attempt).where(attempt.c.job_id == row.id).order_by(attempt.c.token))
+    results = connection.execute(select(result).where(result.c.job_id == row.id).order_by(result.c.id))
+    deliveries = connection.execute(delivery_listing().where(delivery.c.job_id == row.id))
+    return JobDetail(
+        job=job_row(row),
+        parameters=row.parameters,
+        input=input_from_json(row.input),
+        input_digest=row.input_digest,
+        config_digest=row.config_digest,
+        result_uids=row.result_uids,
+        destinations=destinations_from_json(row.destinations),
+        events=tuple(map(_event_row, events)),
+        attempts=tuple(map(_attempt_row, attempts)),
+        results=tuple(map(_result_row, results)),
+        deliveries=tuple(map(delivery_row, deliveries)),
+    )
+
+
+def delivery_listing() -> Select[Any]:
+    """Return the query behind `deliveries list`, oldest first."""
+    return (
+        select(delivery, result.c.kind, result.c.sop_instance_uid, job.c.study_instance_uid)
+        .join(result, result.c.id == delivery.c.result_id)
+        .join(job, job.c.id == delivery.c.job_id)
+        .order_by(delivery.c.id)
+    )
+
+
+def delivery_row(row: Row[Any]) -> DeliveryRow:
+    """Return one line of `deliveries list`, from a row of `delivery_listing`."""
+    return DeliveryRow(
+        id=row.id,
+        job_id=row.job_id,
+        study_instance_uid=row.study_instance_uid,
+        kind=row.kind,
+        sop_instance_uid=row.sop_instance_uid,
+        destination=row.destination,
+        state=DeliveryState(row.state),
+        attempts=row.attempts,
+        refusals=row.refusals,
+        status=row.status,
+        reason=row.reason,
+        not_before=row.not_before,
+        queued_at=row.queued_at,
+        finished_at=row.finished_at,
+    )
+
+
+def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
+    """Return what a sender needs of a delivery that it has just claimed, and of its result."""
+    return ClaimedDelivery(
+        id=row.id,
+        token=row.token,
+        job_id=row.job_id,
+        destination=row.destination,
+        kind=filed.kind,
+        sop_class_uid=filed.sop_class_uid,
+        sop_instance_uid=filed.sop_instance_uid,
+        path=Path(filed.path),
+        digest=filed.digest,
+        attempt=row.attempts,
+        refusals=row.refusals,
+        leased_until=row.leased_until,
+    )
+
+
+def _event_row(row: Row[Any]) -> JobEventRow:
+    return JobEventRow(event=row.event, from_state=row.from_state, to_state=row.to_state, reason=row.reason, at=row.at)
+
+
+def _attempt_row(row: Row[Any]) -> AttemptRow:
+    return AttemptRow(
+        token=row.token,
+        worker=row.worker,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        outcome=row.outcome,
+        reason=row.reason,
+    )
+
+
+def _result_row(row: Row[Any]) -> ResultRow:
+    return ResultRow(
+        id=row.id,
+        kind=row.kind,
+        sop_class_uid=row.sop_class_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        path=Path(row.path),
+        digest=row.digest,
+        filed_at=row.filed_at,
+    )
