@@ -6,7 +6,7 @@ pynetdicom keeps two of its settings in a module; this is the one place that set
 from pynetdicom import _config
 
 from dicom_node.dimse.contexts import TRANSFER_SYNTAXES, acceptable_contexts, is_storage_class
-from dicom_node.dimse.scu import EchoResult, SendResult, echo, send_files
+from dicom_node.dimse.scu import EchoResult, RejectedAssociationError, SendResult, echo, send_files
 from dicom_node.dimse.status import Verdict, classify, meaning
 
 # Its default handlers format every PDU and message even when nobody listens, and print identifiers when somebody does.
@@ -17,6 +17,7 @@ _config.STORE_SEND_CHUNKED_DATASET = True
 __all__ = [
     "TRANSFER_SYNTAXES",
     "EchoResult",
+    "RejectedAssociationError",
     "SendResult",
     "Verdict",
     "acceptable_contexts",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.dsutils import split_dataset
@@ -22,9 +23,11 @@ from dicom_node import ids
 from dicom_node.config.schema import Address
 from dicom_node.dimse.contexts import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN, VERIFICATION
 from dicom_node.dimse.status import Verdict, classify, meaning
-from dicom_node.errors import UndecodableError, UnreachableError
+from dicom_node.errors import UnreachableError
 
 _MOST_CONTEXTS: Final = 128
+_UNREADABLE: Final = "the file is missing or has no complete DICOM file meta information"
+_NOT_ACCEPTED: Final = "the peer does not accept this SOP class in this transfer syntax"
 _MAX_PDU: Final = 131072
 """Bytes that we take in one PDU; what we send follows the peer's."""
 
@@ -71,13 +74,9 @@ class SendResult:
 @dataclass(frozen=True, slots=True)
 class _File:
     path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        return self.sop_class_uid, self.transfer_syntax_uid
+    sop_instance_uid: str = ""
+    pair: tuple[str, str] | None = None
+    """SOP class and transfer syntax: what it is sent under. None when the file cannot be read."""
 
 
 class RejectedAssociationError(UnreachableError):
@@ -112,18 +111,19 @@ def send_files(
 ) -> Iterator[SendResult]:
     """Send DICOM files and give one result each, in order, as answers come.
 
-    When the connection breaks, the remaining files of its association come back unanswered.
+    When the connection breaks, the remaining files of its association come back unanswered; a file that cannot be read
+    comes back refused for good.
 
     Raises
     ------
-    UndecodableError
-        Before anything is sent, when a file has no file meta information that names its context.
     UnreachableError
         When there is no connection, or the peer rejects the association.
     """
-    files = [_read_meta(path) for path in paths]
-    for batch in _batches(files):
-        pairs = list(dict.fromkeys(file.pair for file in batch))
+    for batch in _batches([_read_meta(path) for path in paths]):
+        pairs = list(dict.fromkeys(file.pair for file in batch if file.pair is not None))
+        if not pairs:
+            yield from (_result(file, None, Verdict.REFUSED_FOR_GOOD, _UNREADABLE) for file in batch)
+            continue
         contexts = [build_context(sop_class, [syntax]) for sop_class, syntax in pairs]
         assoc = _associated(address, contexts, called_ae=called_ae, calling_ae=calling_ae, timeout_s=timeout_s)
         try:
@@ -141,29 +141,35 @@ def _batches(files: Sequence[_File]) -> Iterator[list[_File]]:
     batch: list[_File] = []
     pairs: set[tuple[str, str]] = set()
     for file in files:
-        if file.pair not in pairs and len(pairs) == _MOST_CONTEXTS:
-            yield batch
-            batch, pairs = [], set()
+        if file.pair is not None and file.pair not in pairs:
+            if len(pairs) == _MOST_CONTEXTS:
+                yield batch
+                batch, pairs = [], set()
+            pairs.add(file.pair)
         batch.append(file)
-        pairs.add(file.pair)
     if batch:
         yield batch
 
 
 def _sent(assoc: Association, file: _File, accepted: set[tuple[str, str]], *, message_id: int) -> SendResult:
-    status: int | None = None
-    if accepted and not assoc.is_established:
-        verdict, reason = Verdict.UNANSWERED, "the association ended before this object was sent"
-    elif file.pair not in accepted:
-        verdict, reason = Verdict.REFUSED_FOR_GOOD, "the peer does not accept this SOP class in this transfer syntax"
-    else:
+    if file.pair is None:
+        return _result(file, None, Verdict.REFUSED_FOR_GOOD, _UNREADABLE)
+    if file.pair not in accepted:
+        return _result(file, None, Verdict.REFUSED_FOR_GOOD, _NOT_ACCEPTED)
+    if not assoc.is_established:
+        return _result(file, None, Verdict.UNANSWERED, "the association ended before this object was sent")
+    try:
         response = assoc.send_c_store(file.path, msg_id=message_id)
-        status = _status(response)
-        verdict = classify(status)
-        reason = "no response; the association ended" if status is None else meaning(status)
-        comment = str(response.get("ErrorComment", "")).strip()
-        if comment:
-            reason = f"{reason}: {comment}"
+    except OSError:  # the file went away while it was sent; the peer holds half a message
+        assoc.abort()
+        return _result(file, None, Verdict.REFUSED_FOR_GOOD, _UNREADABLE)
+    status = _status(response)
+    reason = "no response; the association ended" if status is None else meaning(status)
+    comment = str(response.get("ErrorComment", "")).strip()
+    return _result(file, status, classify(status), f"{reason}: {comment}" if comment else reason)
+
+
+def _result(file: _File, status: int | None, verdict: Verdict, reason: str) -> SendResult:
     return SendResult(
         path=file.path, sop_instance_uid=file.sop_instance_uid, status=status, verdict=verdict, reason=reason
     )
@@ -179,12 +185,11 @@ def _read_meta(path: Path) -> _File:
         meta, _offset = split_dataset(path)
         return _File(
             path,
-            str(meta.MediaStorageSOPClassUID),
             str(meta.MediaStorageSOPInstanceUID),
-            str(meta.TransferSyntaxUID),
+            (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)),
         )
-    except (AttributeError, ValueError, EOFError) as error:
-        raise UndecodableError(f"{path.name} has no complete DICOM file meta information") from error
+    except (AttributeError, ValueError, EOFError, OSError, InvalidDicomError):
+        return _File(path)
 
 
 def _associated(
