@@ -10,11 +10,13 @@ from tests.peers.orthanc import Orthanc
 from tests.peers.ports import free_port
 from tests.peers.require import require_peer
 from tests.peers.validators import dciodvfy, pixelmed_sr_errors
+from tests.peers.waiting import eventually
 
 __all__ = [
     "Orthanc",
     "SendReport",
     "dciodvfy",
+    "eventually",
     "free_port",
     "pixelmed_sr_errors",
     "require_peer",

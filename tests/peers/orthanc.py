@@ -134,6 +134,8 @@ class Orthanc:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
+        if self._process is not None:
+            self._process.kill()  # an orderly end takes it seconds, and nobody reads this database again
         self.stop()
 
     def raw(self, path: str, *, body: bytes | None = None, method: str | None = None) -> bytes:
@@ -153,12 +155,19 @@ class Orthanc:
         self.rest(f"/modalities/{name}", body={"AET": ae_title, "Host": host, "Port": port}, method="PUT")
 
     def instances(self, **query: str) -> list[dict[str, Any]]:
-        """Return the main tags and the Orthanc ID of each instance that `query` (keyword=value) finds."""
-        found = self.rest(
-            "/tools/find", body={"Level": "Instance", "Expand": True, "Query": query or {"SOPInstanceUID": "*"}}
-        )
+        """Return what Orthanc says of each instance (`ID`, `MainDicomTags`, ...) that `query` (keyword=value) finds."""
+        if query:
+            found = self.rest("/tools/find", body={"Level": "Instance", "Expand": True, "Query": query})
+        else:
+            found = self.rest("/instances?expand")
         assert isinstance(found, list)
         return found
+
+    def objects(self, study_instance_uid: str, modality: str) -> list[str]:
+        """Return the Orthanc IDs of the instances that the study holds in one modality."""
+        query = {"StudyInstanceUID": study_instance_uid, "Modality": modality}
+        series = self.rest("/tools/find", body={"Level": "Series", "Expand": True, "Query": query})
+        return [orthanc_id for one in series for orthanc_id in one["Instances"]]
 
     def fetch(self, orthanc_id: str, to: Path) -> Path:
         """Write the instance's file, as Orthanc holds it, to `to`."""
