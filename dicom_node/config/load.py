@@ -144,8 +144,12 @@ def _syntax_error(message: str, text: str) -> tuple[str, int]:
 
 def _shape_problems(error: ValidationError, raw: Mapping[str, Any], model: type[Table]) -> Iterator[Problem]:
     """Yield one problem a location; the members of a union each report, the first one speaks."""
+    details = error.errors(include_url=False)
+    parents = {detail["loc"][:-1] for detail in details}
     seen: set[Loc] = set()
-    for detail in error.errors(include_url=False):
+    for detail in details:
+        if detail["type"] == "too_short" and detail["loc"] in parents:
+            continue  # pydantic counts the items that are left without the wrong ones
         loc = in_file(detail["loc"], raw, keep_last=detail["type"] == "missing")
         if loc not in seen:
             seen.add(loc)

@@ -324,6 +324,13 @@ class Config(Table):
             for destination in self.destination
             if "capture" in destination.profile.results
         ]
+        notes += [
+            f'peer "{peer.name}": "commit" has no effect; storage commitment is not part of this version'
+            for peer in self.peer
+            if "commit" in peer.may
+        ]
+        if self.web != WebSettings():
+            notes.append("[web] has no effect; the web pages are not part of this version")
         if not any(peer.hosts and "store" in peer.may for peer in self.peer):
             notes.append('no [[peer]] has `hosts` and may "store": every image is refused')
         if not self.route:

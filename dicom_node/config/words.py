@@ -145,16 +145,17 @@ def _not_one_of(error: ErrorDetails, key: str) -> str:
 
 def _unknown_key(loc: Loc, model: type[Table]) -> str:
     name = str(loc[-1])
-    known = [key for table in _tables_at(model, loc[:-1]) for key in _keys(table)]
+    known = [key for table in _tables_at(model, loc[:-1]) for key in keys_of(table)]
     start = f'unknown key "{name}" in {table_name(loc[:-1])}'
     hint = did_you_mean(name, known)
-    homes = [home for home, table in _all_tables(model, ()) if name in _keys(table)]
+    homes = [home for home, table in all_tables(model, ()) if name in keys_of(table)]
     if not hint and len(homes) == 1:
         return f"{start}; it belongs in {table_name(homes[0])}"
     return start + hint
 
 
-def _keys(table: type[Table]) -> dict[str, FieldInfo]:
+def keys_of(table: type[Table]) -> dict[str, FieldInfo]:
+    """Return the keys of a table as the file spells them."""
     return {field.alias or name: field for name, field in table.model_fields.items()}
 
 
@@ -171,15 +172,16 @@ def _tables_at(model: type[Table], loc: Loc) -> list[type[Table]]:
     tables = [model]
     for part in loc:
         if isinstance(part, str):
-            fields = [keys[part] for keys in map(_keys, tables) if part in keys]
+            fields = [keys[part] for keys in map(keys_of, tables) if part in keys]
             tables = [table for field in fields for table in _tables_in(field.annotation)]
     return tables
 
 
-def _all_tables(model: type[Table], loc: Loc) -> Iterator[tuple[Loc, type[Table]]]:
+def all_tables(model: type[Table], loc: Loc = ()) -> Iterator[tuple[Loc, type[Table]]]:
+    """Yield every table of a file with its location; of an array of tables the first item."""
     yield loc, model
-    for key, field in _keys(model).items():
+    for key, field in keys_of(model).items():
         for table in _tables_in(field.annotation):
             if table is not model:
                 item: Loc = (0,) if "tuple" in str(field.annotation) else ()
-                yield from _all_tables(table, (*loc, key, *item))
+                yield from all_tables(table, (*loc, key, *item))
