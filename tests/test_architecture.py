@@ -382,6 +382,16 @@ def test_every_stage_package_names_its_face() -> None:
     assert [] == without
 
 
+def test_every_test_says_what_must_hold() -> None:
+    """Each test function has a docstring."""
+    without = []
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        functions = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.FunctionDef)]
+        tests = [function for function in functions if function.name.startswith("test_")]
+        without += [f"{path.relative_to(ROOT)}:{f.lineno} {f.name}" for f in tests if not ast.get_docstring(f)]
+    assert [] == without
+
+
 def test_long_modules_are_named(record_property: Callable[[str, object], None]) -> None:
     """No module is longer than twice what style asks for; those over the mark are named in the test's properties."""
     lengths = {source.file: len((ROOT / source.file).read_text(encoding="utf-8").splitlines()) for source in SOURCES}
