@@ -110,6 +110,8 @@ RANDOM_HOMES = ("dicom_node.ids",)
 
 BROAD_EXCEPT: dict[str, str] = {
     "dicom_node/infer/child.py": "process boundary: a plugin may raise anything; the parent gets it as an answer",
+    "dicom_node/receive/association.py": "request boundary: runs in the upper layer's thread; the answer tells",
+    "dicom_node/receive/listener.py": "request boundary: one request or association must not end the listener",
     "dicom_node/roles.py": "process boundary: a role's loop logs, waits and goes on",
 }
 """File -> which process or request boundary it stands at."""
