@@ -6,7 +6,7 @@ are sorted along the normal, so z grows along row x column and every affine made
 flipped by its name.
 
 Tolerances. Scanners round: positions to 0.01 mm and sometimes to 0.1 mm, cosines to four digits and more. A position
-may lie off the regular grid by 2 % of the slice distance or by `POSITION_TOLERANCE_MM`, whichever is larger; a missing
+may lie off the regular grid by 5 % of the slice distance or by `POSITION_TOLERANCE_MM`, whichever is larger; a missing
 slice lies off by 50 % and more.
 
 Sources: DICOM PS3.3 C.7.6.2.1.1 (Image Position and Orientation), 10.7.1.1 (Pixel Spacing).
@@ -27,7 +27,7 @@ from dicom_node.study import Frame
 
 POSITION_TOLERANCE_MM = 0.02
 """How far a position may lie off the regular grid whatever the slice distance: twice a rounding to 0.01 mm."""
-POSITION_TOLERANCE_FRACTION = 0.02
+POSITION_TOLERANCE_FRACTION = 0.05
 """The same as a part of the slice distance."""
 SAME_POSITION_MM = 1e-3
 """Positions closer than this along the normal are one position."""

@@ -42,7 +42,7 @@ from pydicom.uid import (
 
 from dicom_node.errors import UndecodableError
 from dicom_node.reading.enhanced import functional_groups
-from dicom_node.reading.header import PARSE_ERRORS, Header, floats, integer, items, quiet, text
+from dicom_node.reading.header import PARSE_ERRORS, VALUE_ERRORS, Header, floats, integer, items, quiet, text
 
 Stored: TypeAlias = NDArray[Any]
 """Integers (Y, X) as they are stored, unused bits taken out."""
@@ -309,7 +309,7 @@ def _table(item: Dataset) -> ModalityLut:
     try:
         data = item.get("LUTData")
         raw = np.frombuffer(data, dtype="<u2") if isinstance(data, bytes) else np.atleast_1d(np.array(data, np.uint16))
-    except PARSE_ERRORS as error:
+    except VALUE_ERRORS as error:
         raise UndecodableError("the Modality LUT has no readable table") from error
     if descriptor is None or raw.size < (int(descriptor[0]) or 1 << 16):
         raise UndecodableError("the Modality LUT is shorter than its descriptor says")

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
-from dicom_node.reading.header import PARSE_ERRORS, floats, integer, items, text
+from dicom_node.reading.header import VALUE_ERRORS, floats, integer, items, text
 from dicom_node.study import Frame
 
 _CLASSIC_MARKS = (
@@ -153,6 +153,6 @@ def _dimensions(dataset: Dataset) -> tuple[str, ...]:
         try:
             tag = item.DimensionIndexPointer
             names.append(keyword_for_tag(tag) or str(tag))
-        except PARSE_ERRORS:
+        except VALUE_ERRORS:
             names.append("")
     return tuple(names)

@@ -9,6 +9,7 @@ Sources: DICOM PS3.10 7 (file format, file meta information), PS3.5 7 (data elem
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import struct
 import warnings
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 from pydicom import config
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
@@ -31,11 +32,13 @@ from dicom_node.errors import UndecodableError
 from dicom_node.study import DicomJson
 
 # Headers of real scanners break the rules of their VRs all the time; we check what we use. The library would put the
-# offending value, which may be the patient's, into warnings and into its log.
+# offending value, which may be the patient's, into warnings and into its log; its switches are process-wide.
 config.settings.reading_validation_mode = config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 PARSE_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     AssertionError,
     AttributeError,
     EOFError,
@@ -50,6 +53,8 @@ PARSE_ERRORS = (
     zlib.error,
 )
 """What pydicom and the codecs raise on files that are broken; caught only around calls into them."""
+VALUE_ERRORS = (*PARSE_ERRORS, OSError)
+"""The same where a value is parsed when it is asked for: pydicom reports the end of its bytes as OSError."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
 _PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
@@ -147,7 +152,7 @@ def text(dataset: Dataset, keyword: str, default: str = "") -> str:
     """Return an attribute as text without surrounding blanks, values joined by a backslash; `default` when absent."""
     try:
         value = dataset.get(keyword)
-    except PARSE_ERRORS:
+    except VALUE_ERRORS:
         return default
     if value is None:
         return default
@@ -167,7 +172,7 @@ def floats(dataset: Dataset, keyword: str, n: int) -> tuple[float, ...] | None:
             if hasattr(value, "__iter__") and not isinstance(value, str)
             else (float(value),)
         )
-    except PARSE_ERRORS:
+    except VALUE_ERRORS:
         return None
     return numbers if len(numbers) == n and all(math.isfinite(number) for number in numbers) else None
 
@@ -177,7 +182,7 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
     try:
         value = dataset.get(keyword)
         return None if value is None or value == "" else int(value)
-    except PARSE_ERRORS:
+    except VALUE_ERRORS:
         return None
 
 
@@ -188,7 +193,7 @@ def items(dataset: Dataset | None, keyword: str) -> list[Dataset]:
     try:
         value = dataset.get(keyword)
         return list(value) if value is not None else []
-    except PARSE_ERRORS:
+    except VALUE_ERRORS:
         return []
 
 
@@ -221,7 +226,7 @@ def _element_json(dataset: Dataset, tag: BaseTag) -> dict[str, Any] | None:
         if element.VR in ("FL", "FD", "DS") and not _all_finite(element.value):
             return None  # JSON knows no NaN
         return dict(element.to_json_dict(None, _KEPT_BYTES))
-    except PARSE_ERRORS:
+    except VALUE_ERRORS:
         return None
 
 

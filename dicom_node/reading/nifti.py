@@ -8,7 +8,6 @@ Sources: NIfTI-1 (nifti1.h, method 3: sform), NRRD 5 "space" and "space directio
 
 from __future__ import annotations
 
-import gzip
 import zlib
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,16 @@ from dicom_node.imaging.volume import Volume
 _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _LPS_DIRECTIONS = {"left": (0, 1.0), "right": (0, -1.0), "posterior": (1, 1.0), "anterior": (1, -1.0)}
 _LPS_DIRECTIONS |= {"superior": (2, 1.0), "inferior": (2, -1.0)}
+_NIFTI_ERRORS = (
+    nibabel.filebasedimages.ImageFileError,
+    nibabel.spatialimages.HeaderDataError,
+    nibabel.wrapstruct.WrapStructError,
+    EOFError,
+    OSError,
+    ValueError,
+    zlib.error,
+)
+_NRRD_ERRORS = (nrrd.NRRDError, EOFError, LookupError, StopIteration, TypeError, ValueError, zlib.error)
 _INITIALS = {name[0].upper(): name for name in _LPS_DIRECTIONS}
 
 
@@ -50,10 +59,14 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], Affine]:
         When it has not three dimensions, or no affine.
     """
     try:
-        image = nibabel.Nifti1Image.from_filename(path)
-        array = np.asanyarray(image.dataobj)
-    except (nibabel.filebasedimages.ImageFileError, gzip.BadGzipFile, EOFError, ValueError, zlib.error) as error:
+        image = nibabel.load(path)
+        array = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+    except FileNotFoundError:
+        raise
+    except _NIFTI_ERRORS as error:
         raise UndecodableError(f"{path.name} cannot be read as NIfTI ({type(error).__name__})") from error
+    if not isinstance(image, nibabel.Nifti1Image):  # NIfTI-2 is a subclass
+        raise UndecodableError(f"{path.name} is no NIfTI file")
     while array.ndim > 3 and array.shape[-1] == 1:
         array = array[..., 0]
     if array.ndim != 3:
@@ -75,7 +88,7 @@ def read_nrrd(path: Path) -> tuple[NDArray[Any], Affine]:
     """
     try:
         array, header = nrrd.read(str(path))
-    except (nrrd.NRRDError, EOFError, KeyError, ValueError, zlib.error) as error:
+    except _NRRD_ERRORS as error:
         raise UndecodableError(f"{path.name} cannot be read as NRRD ({type(error).__name__})") from error
     directions, origin = header.get("space directions"), header.get("space origin")
     if array.ndim != 3 or directions is None or origin is None or np.shape(directions) != (3, 3):
