@@ -18,7 +18,14 @@ from dicom_node.records.job_values import (
 )
 from dicom_node.records.jobs import Jobs
 from dicom_node.records.studies import Studies
-from dicom_node.records.study_values import LiveAssociation, SeriesEvidence, StudyEvidence, StudyRow
+from dicom_node.records.study_values import (
+    LiveAssociation,
+    SeriesEvidence,
+    StudyEvidence,
+    StudyRow,
+    planes_of,
+    slice_spacing_mm,
+)
 
 __all__ = [
     "ClaimedDelivery",
@@ -42,4 +49,6 @@ __all__ = [
     "StudyEvidence",
     "StudyRow",
     "open_database",
+    "planes_of",
+    "slice_spacing_mm",
 ]

@@ -7,9 +7,12 @@ writer waits at its beginning and never fails half-way. Never on a network file 
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +62,7 @@ class Database:
     def __init__(self, engine: Engine, *, clock: Clock) -> None:
         self.clock = clock
         self._engine = engine
-        self._reader = engine.execution_options(read_only=True)
+        self._reader = engine.execution_options(read_only=True, postgresql_readonly=True)
         self._is_sqlite = engine.dialect.name == "sqlite"
 
     @contextmanager
@@ -166,21 +169,40 @@ def open_database(url_or_path: str | Path, *, clock: Clock) -> Database:
         return Database(create_engine(url), clock=clock)
     # A thread that finds no free connection makes one more: SQLite's own lock is the queue.
     engine = create_engine(url, module=pysqlite3, max_overflow=-1)
-    event.listen(engine, "connect", _prepare_sqlite)
+    folder = Path(url.database).absolute().parent if url.database not in (None, "", ":memory:") else None
+    event.listen(engine, "connect", partial(_prepare_sqlite, folder=folder))
     event.listen(engine, "begin", _begin_sqlite)
     return Database(engine, clock=clock)
 
 
-def _prepare_sqlite(connection: Any, _record: object) -> None:
+def _prepare_sqlite(connection: Any, _record: object, folder: Path | None) -> None:
+    """Set a new connection up.
+
+    The change of a new file to a write-ahead log waits for nobody, it fails when another connection looks on; so the
+    roles of a fresh node take turns, by a lock on the folder (one on the file would disturb SQLite's own).
+    """
     connection.isolation_level = None  # the driver would begin transactions of its own, too late and deferred
-    cursor = connection.cursor()
-    for pragma in _SQLITE_PRAGMAS:
-        cursor.execute(pragma)
-    cursor.close()
+    with _locked(folder), closing(connection.cursor()) as cursor:
+        for pragma in _SQLITE_PRAGMAS:
+            cursor.execute(pragma)
+
+
+@contextmanager
+def _locked(folder: Path | None) -> Iterator[None]:
+    if folder is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _begin_sqlite(connection: Connection) -> None:
     read_only = connection.get_execution_options().get("read_only", False)
+    connection.exec_driver_sql(f"PRAGMA query_only = {int(read_only)}")
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 

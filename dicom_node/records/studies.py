@@ -317,8 +317,20 @@ def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAsso
         .limit(1)
         .scalar_subquery()
     )
+    present_series = (
+        select(instance.c.series_instance_uid)
+        .where(instance.c.study_instance_uid == study_uid, instance.c.association == association.c.id)
+        .order_by(instance.c.received_at.desc(), instance.c.series_instance_uid)
+        .limit(1)
+        .scalar_subquery()
+    )
     rows = connection.execute(
-        select(association, moved.c.last_received_at, present_study.label("present_study_uid"))
+        select(
+            association,
+            moved.c.last_received_at,
+            present_study.label("present_study_uid"),
+            present_series.label("present_series_uid"),
+        )
         .join(moved, moved.c.association == association.c.id)
         .where(moved.c.study_instance_uid == study_uid, association.c.released_at.is_(None))
         .order_by(association.c.id)
@@ -330,6 +342,7 @@ def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAsso
             last_activity_at=row.last_activity_at,
             last_received_at=row.last_received_at,
             present_study_uid=row.present_study_uid,
+            present_series_uid=row.present_series_uid or "",
         )
         for row in rows
     )

@@ -61,6 +61,8 @@ class LiveAssociation:
     """Of the study in question."""
     present_study_uid: str
     """The study that it moved most recently: having turned to another, it need not hold the former one open."""
+    present_series_uid: str
+    """The series of the study in question that it moved most recently; empty when it only repeated what was here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
