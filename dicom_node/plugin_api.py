@@ -17,7 +17,9 @@ from dicom_node.config.schema import SeriesMatch, Table
 from dicom_node.imaging.steps import Step
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Triple: TypeAlias = tuple[float, float, float]
+
+BACKGROUND = "background"
+"""The class that makes no segment."""
 
 
 class PluginTable(Table):
@@ -46,13 +48,13 @@ class InputTensor(Table):
     """[[input]]: one input tensor of the model."""
 
     tensor: str
-    roles: tuple[str, ...] = Field(min_length=1)
-    """The role that fills each channel."""
+    roles: tuple[str, ...] = Field(min_length=1, max_length=1)
+    """The role that fills each channel; one channel in this version."""
     dtype: Literal["float32"] = "float32"
     axes: Literal["NCDHW"] = "NCDHW"
     """Batch, channel, then the three array axes as the preprocessing left them."""
     divisor: Annotated[int, Field(ge=1)] = 1
-    """Each spatial axis is padded to a multiple of this before a run."""
+    """Each spatial axis is padded at its end to a multiple of this before a run; a window must be one already."""
 
 
 class Preprocess(Table):
@@ -91,11 +93,22 @@ class OutputTensor(Table):
     classes: tuple[str, ...] = Field(min_length=1)
     """Label of each channel; "background" makes no segment."""
 
+    @model_validator(mode="after")
+    def _makes_probabilities(self) -> Self:
+        if (self.role == "logits") == (self.activation == "none"):
+            raise ValueError('logits need an activation, "sigmoid" or "softmax"; a probability has "none"')
+        if len(self.classes) == 1 and (self.exclusive or self.activation == "softmax"):
+            raise ValueError("one class alone is neither exclusive nor a softmax")
+        if len(set(self.classes)) != len(self.classes) or set(self.classes) == {BACKGROUND}:
+            raise ValueError("classes are named once each, and one of them is not the background")
+        return self
+
 
 class Postprocess(Table):
     """[postprocess]"""
 
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Of each class's probability on the source grid; only where no output is exclusive."""
     min_volume_mm3: Annotated[float, Field(ge=0)] = 0.0
     connectivity: Literal[6, 18, 26] = 26
     keep: Literal["all", "largest"] = "all"
@@ -205,8 +218,19 @@ class Manifest(Table):
         labels = {segment.label for segment in self.segment}
         for output in self.output:
             for label in output.classes:
-                if label != "background" and label not in labels:
+                if label != BACKGROUND and label not in labels:
                     raise ValueError(f"output {output.tensor!r}: no [[segment]] has the label {label!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Self:
+        for output in self.output:
+            if output.exclusive and "threshold" in self.postprocess.model_fields_set:
+                raise ValueError(f"output {output.tensor!r} is exclusive (argmax), so `threshold` would be ignored")
+        window = self.inference.window
+        for tensor in self.input:
+            if window is not None and any(edge % tensor.divisor for edge in window):
+                raise ValueError(f"input {tensor.tensor!r}: window {window} is no multiple of {tensor.divisor}")
         return self
 
     def spec_sha256(self) -> str:

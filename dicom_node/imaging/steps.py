@@ -23,10 +23,14 @@ class Orient:
     """Direction in which each *array* axis increases, first axis first, of L R (x), P A (y), S I (z): "SPL" is a
     DICOM-like axial (Z, Y, X) array; "LIA" is FreeSurfer's conformed order."""
 
+    def __post_init__(self) -> None:
+        if len(self.axes) != 3 or any(len(set(pair) & set(self.axes)) != 1 for pair in ("LR", "PA", "SI")):
+            raise ValueError(f'axes {self.axes!r}: one letter each of L or R, P or A, S or I, for example "SPL"')
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resample:
-    """Interpolate onto a right-angled grid, axes and field of view kept; shear (gantry tilt) is taken out."""
+    """Interpolate onto a right-angled grid over the same field of view; shear (gantry tilt) is taken out."""
 
     __pydantic_config__ = _STRICT
     kind: Literal["resample"] = "resample"
@@ -35,6 +39,13 @@ class Resample:
     order: Literal[0, 1, 3] = 1
     anti_alias: bool = False
     """Smooth with a Gaussian before shrinking by more than 1.5."""
+    align: Literal["source", "patient"] = "source"
+    """Directions of the new axes: those of the array, or the nearest ones of the patient, so that an oblique
+    acquisition comes out straight."""
+
+    def __post_init__(self) -> None:
+        if min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm {self.spacing_mm}: lengths are above 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +95,20 @@ class Normalise:
     """Limit the result to 0..1 (linear, percentile, min_max)."""
     mask_above: float | None = None
     """Statistics over voxels above this value only; None: over all."""
+
+    def __post_init__(self) -> None:
+        has_interval = self.low is not None and self.high is not None
+        if self.method in ("linear", "percentile"):
+            if not has_interval or not self.low < self.high:  # type: ignore[operator]
+                raise ValueError(f"method {self.method!r} needs `low` and `high`, low below high")
+        elif self.low is not None or self.high is not None:
+            raise ValueError(f"method {self.method!r} takes neither `low` nor `high`")
+        if self.method == "percentile" and not (0 <= self.low and self.high <= 100):  # type: ignore[operator]
+            raise ValueError("percentiles lie between 0 and 100")
+        if self.method == "linear" and self.mask_above is not None:
+            raise ValueError("method 'linear' takes no `mask_above`")
+        if self.method == "z_score" and self.clip:
+            raise ValueError("method 'z_score' takes no `clip`")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
