@@ -106,9 +106,11 @@ def _moments(ds: Dataset) -> tuple[dict[int, int], dict[int, NDArray[np.float64]
         owner = groups if "SegmentIdentificationSequence" in groups else shared
         number = int(owner.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
         origin = np.asarray(groups.PlanePositionSequence[0].ImagePositionPatient, dtype=np.float64)
-        rows, columns = np.nonzero(frame)
-        total = len(rows) * origin + columns.sum() * along_row + rows.sum() * down_column
-        counts[number] = counts.get(number, 0) + len(rows)
+        in_row, in_column = frame.sum(axis=1, dtype=np.int64), frame.sum(axis=0, dtype=np.int64)
+        n_voxels = int(in_row.sum())
+        column_sum, row_sum = in_column @ np.arange(ds.Columns), in_row @ np.arange(ds.Rows)
+        counts[number] = counts.get(number, 0) + n_voxels
+        total = n_voxels * origin + column_sum * along_row + row_sum * down_column
         sums[number] = sums.get(number, np.zeros(3)) + total
     return counts, sums
 

@@ -120,6 +120,7 @@ def stamp(ds: Dataset, header: Dataset, findings: Findings, identity: ResultIden
     date, time = f"{created_at:%Y%m%d}", f"{created_at:%H%M%S.%f}"
     ds.InstanceCreationDate = ds.ContentDate = ds.SeriesDate = date
     ds.InstanceCreationTime = ds.ContentTime = ds.SeriesTime = time
+    ds.PatientName = header.PatientName
     if "TimezoneOffsetFromUTC" in header:
         ds.TimezoneOffsetFromUTC = header.TimezoneOffsetFromUTC
     node = _equipment(EQUIPMENT_MANUFACTURER, MODEL_NAME, identity.device_serial_number, identity.node_version)

@@ -56,7 +56,7 @@ def build_seg(findings: Findings, manifest: Manifest, sources: Sources, identity
     found = _in_order(findings)
     window = _slices_with_voxels(found)
     ds = hd.seg.Segmentation(
-        source_images=[_stand_in(findings, sources.header, z) for z in window],
+        source_images=[_stand_in(findings, sources, z) for z in window],
         pixel_array=_stacked(found, window, findings.shape),
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=list(_descriptions(found, findings, manifest, identity)),
@@ -122,10 +122,11 @@ def _stacked(found: Sequence[Finding], window: range, shape: tuple[int, int, int
 
 
 def _overlapping(found: Sequence[Finding], window: range, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    stack = np.zeros((len(window), *shape[1:], len(found)), dtype=np.uint8)
+    stack = np.zeros((len(found), len(window), *shape[1:]), dtype=np.uint8)
     for finding in found:
-        stack[..., finding.number - 1][_region(finding, window)] = finding.mask.array
-    return stack
+        stack[finding.number - 1][_region(finding, window)] = finding.mask.array
+    # highdicom wants the segment last; in memory each stays whole, which is what it then reads.
+    return np.moveaxis(stack, 0, -1)
 
 
 def _region(finding: Finding, window: range) -> tuple[slice, slice, slice]:
@@ -134,11 +135,10 @@ def _region(finding: Finding, window: range) -> tuple[slice, slice, slice]:
     return slice(z - window.start, z - window.start + depth), slice(y, y + height), slice(x, x + width)
 
 
-def _stand_in(findings: Findings, header: Dataset, z: int) -> Dataset:
+def _stand_in(findings: Findings, sources: Sources, z: int) -> Dataset:
     """Return the header of slice `z` as a single-frame image; its SOP Instance UID is the slice's index plus one."""
     frame = findings.frames[z]
-    ds = Dataset()
-    ds.update(header)
+    ds = sources.nameless_header()
     ds.SOPClassUID, ds.SOPInstanceUID, ds.SeriesInstanceUID = CTImageStorage, _stand_in_uid(z), "2.25.1"
     ds.FrameOfReferenceUID = frame.frame_of_reference_uid
     ds.Rows, ds.Columns = frame.rows, frame.columns

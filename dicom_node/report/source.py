@@ -49,6 +49,17 @@ class Sources:
     instances: Mapping[str, SourceInstance]
     """By SOP Instance UID, in the order of the slices."""
 
+    def nameless_header(self) -> Dataset:
+        """Return a copy of the header with an empty name, for highdicom, which quotes unusual names in its warnings.
+
+        Patient data must not reach logs; `provenance.stamp` puts the name into the built object.
+        """
+        ds = Dataset()
+        ds.update(self.header)
+        del ds.PatientName  # the element is shared with the header: setting it would empty both
+        ds.PatientName = ""
+        return ds
+
     def of(self, frame: Frame) -> SourceInstance:
         """Return the instance that a frame belongs to."""
         return self.instances[frame.sop_instance_uid]

@@ -73,8 +73,7 @@ def _evidence(sources: Sources) -> list[Dataset]:
     """Return what highdicom needs of every source image: its names, and patient and study of the cleaned header."""
     evidence = []
     for instance in sources.instances.values():
-        ds = Dataset()
-        ds.update(sources.header)
+        ds = sources.nameless_header()
         ds.SOPClassUID, ds.SOPInstanceUID = instance.sop_class_uid, instance.sop_instance_uid
         ds.SeriesInstanceUID = instance.series_instance_uid
         evidence.append(ds)
