@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,16 +51,19 @@ def export(architecture: str, weights: Path, manifest: Manifest, path: Path) -> 
     generator = torch.Generator().manual_seed(0)
     example = torch.rand((2, 1, *manifest.inference.window), generator=generator)
     path.parent.mkdir(parents=True, exist_ok=True)
-    program = torch.onnx.export(
-        network,
-        (example,),
-        input_names=[manifest.input[0].tensor],
-        output_names=[manifest.output[0].tensor],
-        opset_version=OPSET,
-        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # torch's own exporter uses what torch itself calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            network,
+            (example,),
+            input_names=[manifest.input[0].tensor],
+            output_names=[manifest.output[0].tensor],
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},),
+            dynamo=True,
+            verbose=False,
+        )
     if program is None:
         raise ValueError("torch gave no ONNX program")
     model = program.model_proto

@@ -44,6 +44,8 @@ class Optimiser:
     learning_rate: float
     weight_decay: float
     power: float
+    calibrate: int
+    """Batches after the last step over which batch normalisation averages its statistics anew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
