@@ -145,7 +145,7 @@ def _syntax_error(message: str, text: str) -> tuple[str, int]:
 def _shape_problems(error: ValidationError, raw: Mapping[str, Any], model: type[Table]) -> Iterator[Problem]:
     """Yield one problem a location; the members of a union each report, the first one speaks."""
     details = error.errors(include_url=False)
-    parents = {detail["loc"][:-1] for detail in details}
+    parents = {detail["loc"][:n] for detail in details for n in range(len(detail["loc"]))}
     seen: set[Loc] = set()
     for detail in details:
         if detail["type"] == "too_short" and detail["loc"] in parents:

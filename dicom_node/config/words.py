@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -102,8 +103,8 @@ def sentence(error: ErrorDetails, loc: Loc, model: type[Table]) -> str:
     """
     kind, context = error["type"], error.get("ctx", {})
     key = key_in_table(loc)
-    if kind == "extra_forbidden":
-        return _unknown_key(loc, model)
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
+        return _unknown_key(loc, error["loc"], model)
     if kind == "missing":
         return f'{table_name(loc[:-1])} needs the key "{loc[-1]}"'
     if kind in _TYPES:
@@ -114,7 +115,11 @@ def sentence(error: ErrorDetails, loc: Loc, model: type[Table]) -> str:
     if kind in _LENGTHS:
         name, words = _LENGTHS[kind]
         return f"{key} must have {words.format(context[name])}"
-    if kind in ("literal_error", "union_tag_invalid"):
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tag = str(context["discriminator"]).strip("'")
+        missing = f'{table_name(loc)} needs the key "{tag}"'
+        return missing if kind == "union_tag_not_found" else _not_one_of(error, key_in_table((*loc, tag)))
+    if kind == "literal_error":
         return _not_one_of(error, key)
     if kind == "value_error":
         in_table = isinstance(error["input"], Mapping)
@@ -143,9 +148,12 @@ def _not_one_of(error: ErrorDetails, key: str) -> str:
     return f"{key} must be {listed}, not {_shown(given)}{hint}"
 
 
-def _unknown_key(loc: Loc, model: type[Table]) -> str:
+def _unknown_key(loc: Loc, loc_with_tags: Loc, model: type[Table]) -> str:
     name = str(loc[-1])
-    known = [key for table in _tables_at(model, loc[:-1]) for key in keys_of(table)]
+    tables = _tables_at(model, loc[:-1])
+    # Of several kinds of table (`kind = "resample"`) the one that is written here knows the keys.
+    tagged = [table for table in tables if loc_with_tags[-2:-1] == _kind(table)]
+    known = [key for table in tagged or tables for key in _key_names(table)]
     start = f'unknown key "{name}" in {table_name(loc[:-1])}'
     hint = did_you_mean(name, known)
     homes = [home for home, table in all_tables(model, ()) if name in keys_of(table)]
@@ -159,21 +167,33 @@ def keys_of(table: type[Table]) -> dict[str, FieldInfo]:
     return {field.alias or name: field for name, field in table.model_fields.items()}
 
 
-def _tables_in(annotation: Any) -> Iterator[type[Table]]:
+def _key_names(table: type) -> list[str]:
+    if is_dataclass(table):
+        return [field.name for field in fields(table)]
+    return list(keys_of(table)) if issubclass(table, Table) else []
+
+
+def _kind(table: type) -> tuple[str, ...]:
+    """Return the value of `kind` that this class stands for."""
+    kinds = [field.default for field in fields(table) if field.name == "kind"] if is_dataclass(table) else []
+    return tuple(str(kind) for kind in kinds)
+
+
+def _tables_in(annotation: Any) -> Iterator[type]:
     """Yield the table classes inside an annotation: optional, one of several, or items of a list."""
-    if isinstance(annotation, type) and issubclass(annotation, Table):
+    if isinstance(annotation, type) and (issubclass(annotation, Table) or is_dataclass(annotation)):
         yield annotation
     for argument in get_args(annotation):
         yield from _tables_in(argument)
 
 
-def _tables_at(model: type[Table], loc: Loc) -> list[type[Table]]:
+def _tables_at(model: type[Table], loc: Loc) -> list[type]:
     """Return the classes that the table at `loc` may be of."""
-    tables = [model]
+    tables: list[type] = [model]
     for part in loc:
         if isinstance(part, str):
-            fields = [keys[part] for keys in map(keys_of, tables) if part in keys]
-            tables = [table for field in fields for table in _tables_in(field.annotation)]
+            keys = [keys_of(table) for table in tables if issubclass(table, Table)]
+            tables = [table for known in keys if part in known for table in _tables_in(known[part].annotation)]
     return tables
 
 
@@ -182,6 +202,6 @@ def all_tables(model: type[Table], loc: Loc = ()) -> Iterator[tuple[Loc, type[Ta
     yield loc, model
     for key, field in keys_of(model).items():
         for table in _tables_in(field.annotation):
-            if table is not model:
+            if table is not model and issubclass(table, Table):
                 item: Loc = (0,) if "tuple" in str(field.annotation) else ()
                 yield from all_tables(table, (*loc, key, *item))

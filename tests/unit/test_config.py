@@ -16,6 +16,7 @@ from dicom_node.config.locate import locate
 from dicom_node.config.schema import Condition, SeriesMatch, Table, WebSettings
 from dicom_node.config.words import all_tables, keys_of
 from dicom_node.errors import ConfigError
+from dicom_node.plugin_api import Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "config.toml"
@@ -170,7 +171,7 @@ def test_all_problems_are_reported_at_once_in_the_order_of_lines(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[recieve]", '1: unknown key "recieve" in the file; did you mean "receive"?'),
+        ("[receiver]", '1: unknown key "receiver" in the file; did you mean "receive"?'),
         ("[receive]\nquiet_s = 5", '2: unknown key "quiet_s" in [receive]; it belongs in [route.complete]'),
         ("[receive]\nzzz = 5", '2: unknown key "zzz" in [receive]'),
         ('[receive]\nport = "1"', '2: "port" in [receive] must be a whole number, not the text "1"'),
@@ -260,7 +261,7 @@ def test_each_mistake_is_told_in_plain_words(tmp_path: Path, text: str, problem:
         ('{ tag = "(0019,xx08)", exists = true }', "needs `private_creator`"),
         ('{ tag = "(0018,xx08)", private_creator = "A", exists = true }', "goes with a private `tag`"),
         ('{ keyword = "Rows", private_creator = "A", exists = true }', "goes with a private `tag`"),
-        ('{ keyword = "Rows", euqals = 3 }', 'did you mean "equals"?'),
+        ('{ keyword = "Rows", equal = 3 }', 'did you mean "equals"?'),
         ('{ any = [{ keyword = "Rowss", exists = true }] }', 'unknown DICOM keyword "Rowss"; did you mean "Rows"?'),
         ('{ keyword = "modality", equals = "CT" }', 'unknown DICOM keyword "modality"; did you mean "Modality"?'),
     ],
@@ -382,6 +383,31 @@ def test_read_table_serves_other_files_with_conditions(tmp_path: Path) -> None:
     ] == str(caught.value).splitlines()
 
 
+def test_mistakes_in_a_manifest_are_told_as_well_as_those_of_the_node(tmp_path: Path) -> None:
+    """Steps are of several kinds: the kind that is written knows its keys."""
+    manifest = (ROOT / "plugins" / "qa_phantom" / "plugin.toml").read_text(encoding="utf-8")
+    wrong = {
+        "min_slices = 16": "min_slice = 16",
+        "spacing_mm = ": "spacing = ",
+        'kind = "orient"': 'kind = "orientt"',
+    }
+    for right, misspelt in wrong.items():
+        assert 1 == manifest.count(right)
+        manifest = manifest.replace(right, misspelt)
+    path = tmp_path / "plugin.toml"
+    path.write_text(manifest, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_table(path, Manifest)
+    problems = [problem.message for problem in caught.value.problems]
+    assert 'unknown key "min_slice" in [[input_series]]; did you mean "min_slices"?' in problems
+    assert 'unknown key "spacing" in [[preprocess.step]]; did you mean "spacing_mm"?' in problems
+    assert '[[preprocess.step]] needs the key "spacing_mm"' in problems
+    (kind,) = [problem for problem in problems if "orientt" in problem]
+    assert kind.startswith('"kind" in [[preprocess.step]] must be "orient" or ')
+    assert kind.endswith('not the text "orientt"; did you mean "orient"?')
+    assert 4 == len(problems)
+
+
 # ------------------------------------------------------------------------------------------------ lines of keys
 
 INTRICATE = '''\
@@ -461,6 +487,11 @@ def test_line_of_each_kind_of_key(loc: tuple[str | int, ...], line: int | None) 
     """Strings, comments, inline tables, dotted and quoted keys, arrays of tables: the line is right."""
     tomllib.loads(INTRICATE)
     assert line == locate(INTRICATE)(loc)
+
+
+def test_comment_may_end_the_file() -> None:
+    """The last line needs no line break."""
+    assert 1 == locate("a = 1 # the end")(("a",))
 
 
 def _leaves(value: object, loc: tuple[str | int, ...] = ()) -> list[tuple[tuple[str | int, ...], object]]:

@@ -305,6 +305,11 @@ def test_what_holds_no_images_never_triggers(start: str) -> None:
     ]
 
 
+def test_absence_of_images_speaks_before_the_rules() -> None:
+    """A report that fails a rule, too, is first of all no image."""
+    assert [("1.1", "not_applicable")] == decide(series(Modality="SR", n_images=0), text=MR_ONLY)
+
+
 @pytest.mark.parametrize(
     ("study_date", "limit", "outcome"),
     [
