@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from dicom_node.clock import Clock, ManualClock
+from dicom_node.clock import ManualClock
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records import Database, Deliveries, Jobs, NewJob, NewResult, Studies, open_database
 from dicom_node.study import Association, FiledInstance, Frame, InstanceDescription, JobInput
@@ -23,13 +25,24 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 class Records:
     """The aggregates of one fresh database, and the clock they share."""
 
-    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.clock = ManualClock(START)
-        self.database: Database = open_database(path, clock=clock or self.clock)
-        self.database.migrate()
+        path.write_bytes(_migrated_file())
+        self.database: Database = open_database(path, clock=self.clock)
         self.studies = Studies(self.database)
         self.jobs = Jobs(self.database)
         self.deliveries = Deliveries(self.database)
+
+
+@cache
+def _migrated_file() -> bytes:
+    """Return the bytes of an empty, migrated database: each test copies them, migrating anew would take longer."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "records.sqlite"
+        database = open_database(path, clock=ManualClock(START))
+        database.migrate()
+        database.close()  # the last connection folds the write-ahead log into the file
+        return path.read_bytes()
 
 
 def image(
