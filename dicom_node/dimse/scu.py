@@ -183,11 +183,10 @@ def _status(response: Dataset) -> int | None:
 def _read_meta(path: Path) -> _File:
     try:
         meta, _offset = split_dataset(path)
-        return _File(
-            path,
-            str(meta.MediaStorageSOPInstanceUID),
-            (str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)),
-        )
+        sop_class_uid, transfer_syntax_uid = str(meta.MediaStorageSOPClassUID), str(meta.TransferSyntaxUID)
+        sop_instance_uid = str(meta.MediaStorageSOPInstanceUID)
+        is_complete = sop_class_uid and sop_instance_uid and transfer_syntax_uid
+        return _File(path, sop_instance_uid, (sop_class_uid, transfer_syntax_uid) if is_complete else None)
     except (AttributeError, ValueError, EOFError, OSError, InvalidDicomError):
         return _File(path)
 

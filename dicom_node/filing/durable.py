@@ -43,6 +43,21 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def fsync_names(folders: Iterable[Path], new: Path | None) -> None:
+    """Make the names in `folders` durable; when that fails, take the file `new` away again.
+
+    A repeat then writes it afresh, instead of trusting a second fsync of a folder whose first one failed.
+    """
+    try:
+        for folder in folders:
+            fsync_folder(folder)
+    except OSError:
+        if new is not None:
+            with suppress(OSError):
+                new.unlink(missing_ok=True)
+        raise
+
+
 def make_folders(folder: Path) -> list[Path]:
     """Create `folder` and what is missing above it; return the parents to synchronise, inner first."""
     changed: list[Path] = []

@@ -6,7 +6,15 @@ import hashlib
 from pathlib import Path
 
 from dicom_node.errors import NotFoundError, StorageError
-from dicom_node.filing.durable import PartFile, fsync_folder, make_folders, storage_error, sweep_parts, this_process
+from dicom_node.filing.durable import (
+    PartFile,
+    fsync_folder,
+    fsync_names,
+    make_folders,
+    storage_error,
+    sweep_parts,
+    this_process,
+)
 from dicom_node.filing.layout import uid_hash, version_path
 
 
@@ -44,13 +52,13 @@ class ResultStore:
             others = [path for path in target.parent.glob(f"{uid_hash(sop_instance_uid)}-*") if path != target]
             if others:
                 raise StorageError("another result is filed under this SOP Instance UID; results never change")
-            if not (target.is_file() and target.stat().st_size == len(content)):
+            is_new = not (target.is_file() and target.stat().st_size == len(content))
+            if is_new:
                 with PartFile(self._incoming, self._owner) as part:
                     part.write((content,))
                     part.synchronise()
                     part.rename(target)
-            for folder in (target.parent, *changed):
-                fsync_folder(folder)
+            fsync_names((target.parent, *changed), target if is_new else None)
         except OSError as error:
             raise storage_error("filing a result", error) from error
         return target, digest

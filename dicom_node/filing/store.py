@@ -16,7 +16,15 @@ from typing import BinaryIO, Final
 from dicom_node.clock import Clock
 from dicom_node.errors import NotFoundError, RefusedInputError, StorageError, UndecodableError
 from dicom_node.filing import meta as file_meta
-from dicom_node.filing.durable import PartFile, fsync_folder, make_folders, storage_error, sweep_parts, this_process
+from dicom_node.filing.durable import (
+    PartFile,
+    fsync_folder,
+    fsync_names,
+    make_folders,
+    storage_error,
+    sweep_parts,
+    this_process,
+)
 from dicom_node.filing.incoming import Incoming
 from dicom_node.filing.layout import digest_in, is_uid, version_path
 from dicom_node.filing.meta import InstanceMeta
@@ -123,8 +131,7 @@ class InstanceStore:
             else:
                 part.discard()
         # Also for a repeat: its first writer may have died between rename and fsync.
-        for folder in (target.parent, *changed):
-            fsync_folder(folder)
+        fsync_names((target.parent, *changed), target if is_new else None)
         return FiledInstance(
             sop_instance_uid=incoming.meta.sop_instance_uid,
             sop_class_uid=incoming.meta.sop_class_uid,

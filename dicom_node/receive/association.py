@@ -181,7 +181,8 @@ class ReceivingAssociation(Association):
             self._host.ended(self)
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
-        if isinstance(msg, C_STORE) and msg.is_valid_request and context_id in self._accepted_cx:
+        # A request without its UIDs is refused with a status: one broken object must not end the whole study.
+        if isinstance(msg, C_STORE) and msg.MessageID is not None and context_id in self._accepted_cx:
             self._store(msg, context_id)
         elif isinstance(msg, C_ECHO):
             super()._serve_request(msg, context_id)

@@ -178,11 +178,12 @@ class Listener:
         if context is None:
             raise RefusalError(status.SOP_CLASS_NOT_SUPPORTED, "the presentation context was not accepted")
         command = request.command_set
-        if str(command.AffectedSOPClassUID) != str(context.abstract_syntax):
+        sop_class_uid = str(command.get("AffectedSOPClassUID", ""))
+        if sop_class_uid != str(context.abstract_syntax):
             raise RefusalError(status.DATA_SET_DOES_NOT_MATCH, "the SOP class is not that of the presentation context")
         meta = InstanceMeta(
-            sop_class_uid=str(command.AffectedSOPClassUID),
-            sop_instance_uid=str(command.AffectedSOPInstanceUID),
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=str(command.get("AffectedSOPInstanceUID", "")),
             transfer_syntax_uid=str(context.transfer_syntax[0]),
             calling_ae=opened.row.calling_ae,
             called_ae=opened.row.called_ae,
