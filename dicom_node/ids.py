@@ -10,6 +10,7 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 IMPLEMENTATION_CLASS_UID = "2.25.278419253637041498862571384269016843521"
 """Names this implementation in file meta information and association negotiation (PS3.7 D.3.3.2)."""
@@ -45,6 +46,22 @@ class ProcessIdentity:
     start_ticks: int
     """Start time in clock ticks since boot, field 22 of /proc/PID/stat."""
 
+    def __str__(self) -> str:
+        """Return the identity as one word, which `parse` reads."""
+        return f"{self.boot_id}:{self.pid}:{self.start_ticks}"
+
+    @classmethod
+    def parse(cls, word: str) -> Self:
+        """Return the identity that `str` wrote.
+
+        Raises
+        ------
+        ValueError
+            When the word is none.
+        """
+        boot_id, pid, start_ticks = word.split(":")
+        return cls(boot_id=boot_id, pid=int(pid), start_ticks=int(start_ticks))
+
     def is_alive(self) -> bool:
         """Return whether this very process still runs on this machine."""
         try:
@@ -67,3 +84,11 @@ def process_identity(pid: int | None = None) -> ProcessIdentity:
     if after_name[0] in "ZX":
         raise ProcessLookupError(f"process {pid} has ended")
     return ProcessIdentity(boot_id=boot_id, pid=pid, start_ticks=int(after_name[19]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """Which installation of the node this is: the Device Observer UID and serial number of its results."""
+
+    uid: str
+    serial_number: str

@@ -84,9 +84,7 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
     }
 )
 
-JOB_OPEN: Final = frozenset(
-    {JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.HELD, JobState.DELIVERING}
-)
+JOB_OPEN: Final = frozenset({JobState.WAITING, JobState.QUEUED, JobState.RUNNING, JobState.HELD, JobState.DELIVERING})
 """States in which something is still to be done: such a job's images are never purged."""
 
 
@@ -150,8 +148,8 @@ DELIVERY_OPEN: Final = frozenset(
 DELIVERY_WELL: Final = frozenset({DeliveryState.STORED, DeliveryState.COMMITTED, DeliveryState.SKIPPED})
 
 
-S = TypeVar("S", JobState, DeliveryState)
-E = TypeVar("E", JobEvent, DeliveryEvent)
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
 
 
 def next_job_state(state: JobState, event: JobEvent) -> JobState:
@@ -191,5 +189,5 @@ def job_outcome(deliveries: frozenset[DeliveryState]) -> JobEvent | None:
 
 def state_diagram(transitions: Mapping[tuple[S, E], S]) -> str:
     """Return the table as a Mermaid state diagram; ARCHITECTURE.md shows it and a test keeps the two equal."""
-    lines = [f"    {state} --> {target}: {event}" for (state, event), target in transitions.items()]
-    return "\n".join(["stateDiagram-v2", *sorted(lines)])
+    lines = sorted(f"    {state} --> {target}: {event}" for (state, event), target in transitions.items())
+    return "\n".join(("stateDiagram-v2", *lines))

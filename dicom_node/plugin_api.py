@@ -117,7 +117,8 @@ class Postprocess(Table):
     """True: each component is a finding of its own; False: one finding a class."""
     fill_holes: bool = False
     min_mean_contrast: float | None = None
-    """A component is kept only if its mean exceeds that of a two-voxel shell around it by this much (unit of the modality)."""
+    """A component is kept only if its mean exceeds that of a two-voxel shell around it by this much, in the unit of the
+    modality."""
 
 
 class Code(Table):

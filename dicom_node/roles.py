@@ -10,18 +10,15 @@ import ctypes
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from dicom_node.clock import Clock
 from dicom_node.logs import Log
 
-ROLE_NAMES = ("receiver", "worker", "sender")
 RESTART_S = 2.0
 """A role that ended is started again after this long."""
 DRAIN_S = 20.0
@@ -54,8 +51,8 @@ class LoopingRole:
         loops: Sequence[Loop],
         *,
         log: Log,
-        before: Callable[[], None] = lambda: None,
-        after: Callable[[], None] = lambda: None,
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
     ) -> None:
         """`before` runs before the loops start, `after` when all of them have ended."""
         self._loops = loops
@@ -78,7 +75,7 @@ class LoopingRole:
         self._after()
 
     def _repeat(self, loop: Loop, stop: threading.Event) -> None:
-        """A process boundary: an error in one step is logged and the loop goes on."""
+        """Repeat a step; a process boundary: an error in one is logged and the loop goes on."""
         while not stop.is_set():
             try:
                 worked = loop.step()
@@ -105,8 +102,9 @@ def stop_on_signals() -> threading.Event:
 class Supervisor:
     """Starts each role as a process of its own, starts it again when it ends, stops all together."""
 
-    def __init__(self, config_file: Path, *, clock: Clock, log: Log, roles: Sequence[str] = ROLE_NAMES) -> None:
-        self._config_file = config_file
+    def __init__(self, command: Sequence[str], roles: Sequence[str], *, clock: Clock, log: Log) -> None:
+        """`command` starts a role when the role's name is added to it."""
+        self._command = command
         self._clock = clock
         self._log = log
         self._roles = roles
@@ -133,9 +131,8 @@ class Supervisor:
             self._stop(processes)
 
     def _start(self, role: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "dicom_node", "serve", "--role", role, "--config", str(self._config_file)]
         parent = os.getpid()
-        process = subprocess.Popen(command, preexec_fn=lambda: _die_with(parent))
+        process = subprocess.Popen([*self._command, role], preexec_fn=lambda: _die_with(parent))
         self._log.info("role.started", role=role, pid=process.pid)
         return process
 

@@ -56,7 +56,7 @@ class InstanceDescription:
     patient_id: str
     """Empty when absent."""
     is_image: bool
-    """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or other derived object."""
+    """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or the like."""
     made_by_us: bool
     """Our own equipment made it, so it never triggers a route (ARCHITECTURE, decision 3)."""
     n_frames: int

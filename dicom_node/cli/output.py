@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dicom_node.errors import DicomNodeError
@@ -39,7 +40,7 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_json: 
     for name in names:
         table.add_column(name.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(row.get(name)) for name in names))
+        table.add_row(*(escape(_cell(row.get(name))) for name in names))
     console().print(table)
 
 

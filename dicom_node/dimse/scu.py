@@ -164,9 +164,11 @@ def _sent(assoc: Association, file: _File, accepted: set[tuple[str, str]], *, me
         assoc.abort()
         return _result(file, None, Verdict.REFUSED_FOR_GOOD, _UNREADABLE)
     status = _status(response)
-    reason = "no response; the association ended" if status is None else meaning(status)
+    if status is None:
+        assoc.abort()  # also when the peer did: pynetdicom notices late, and the next request would wait in vain
+        return _result(file, None, classify(None), "no response; the association ended")
     comment = str(response.get("ErrorComment", "")).strip()
-    return _result(file, status, classify(status), f"{reason}: {comment}" if comment else reason)
+    return _result(file, status, classify(status), f"{meaning(status)}: {comment}" if comment else meaning(status))
 
 
 def _result(file: _File, status: int | None, verdict: Verdict, reason: str) -> SendResult:

@@ -4,7 +4,8 @@ After `mask`, before `report`. Shapes go through the affine, so an oblique or ti
 
 * **Volume**: voxels counted, and of the surface mesh (IBSI 1.0, "volume (mesh)", RNU0 and YEKZ). The mesh is marching
   cubes at 0.5 of the binary mask: it passes half-way between voxel centres inside and outside.
-* **3D diameter**: farthest pair of vertices of that mesh (IBSI L0JK). **Surface** and **sphericity** are the mesh's (C0JK, QCFX).
+* **3D diameter**: farthest pair of vertices of that mesh (IBSI L0JK). **Surface** and **sphericity** are the mesh's
+  (C0JK, QCFX).
 * **Long diameter**: farthest pair of points of the outline on any one slice; the outline is that mesh's cut through the
   slice's voxel centres, so one voxel is one voxel wide. Where nothing is known of corners and edges, an outline
   through centres measures a sphere one voxel too small and one through outer corners up to 1.4 voxels too large.
@@ -92,7 +93,7 @@ def _surface(mask: Mask, grid: Grid) -> _Surface:
 def _hull_points(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the corners of the convex hull, in its order; all points where they lie on a line or plane."""
     try:
-        return points[ConvexHull(points).vertices]
+        return np.asarray(points[ConvexHull(points).vertices])
     except QhullError:
         return points
 

@@ -40,7 +40,7 @@ def blend_weights(window: Sequence[int], blend: Literal["constant", "gaussian"])
     for size in window:
         distance = (np.arange(size) - (size - 1) / 2) / (_SIGMA * size)
         weights = np.multiply.outer(weights, np.exp(-0.5 * distance**2))
-    return np.maximum(weights / weights.max(), _SMALLEST_WEIGHT).astype(np.float32)
+    return np.asarray(np.maximum(weights / weights.max(), _SMALLEST_WEIGHT), dtype=np.float32)
 
 
 def slide(

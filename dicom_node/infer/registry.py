@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -41,7 +41,9 @@ class Plugin:
     def defect(self) -> str | None:
         """Return what keeps the plugin from running, in words; None when its model file is the declared one."""
         if not self.model_path.is_file():
-            remedy = f"run `dicom-node plugins install {self.id} --from DIR`" if self.manifest.model[0].installed else ""
+            remedy = (
+                f"run `dicom-node plugins install {self.id} --from DIR`" if self.manifest.model[0].installed else ""
+            )
             return f"the model file {self.model_path.name} is missing" + (f"; {remedy}" if remedy else "")
         found = file_sha256(self.model_path)
         if found != self.model_sha256:
@@ -68,7 +70,7 @@ class PluginRegistry:
         self._plugins = plugins
         self.broken: Mapping[str, str] = MappingProxyType(broken)
 
-    def __iter__(self) -> Iterable[Plugin]:
+    def __iter__(self) -> Iterator[Plugin]:
         return iter(self._plugins.values())
 
     def get(self, plugin_id: str) -> Plugin:

@@ -338,6 +338,7 @@ def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAsso
     return tuple(
         LiveAssociation(
             id=row.id,
+            calling_ae=row.calling_ae,
             owner=_owner(row),
             last_activity_at=row.last_activity_at,
             last_received_at=row.last_received_at,

@@ -55,6 +55,7 @@ class LiveAssociation:
     """An association that moved data of a study and has not been released."""
 
     id: str
+    calling_ae: str
     owner: ProcessIdentity
     last_activity_at: datetime
     last_received_at: datetime

@@ -62,7 +62,7 @@ def check_seg(ds: Dataset, findings: Findings) -> None:
         away = to_voxel @ (sums[finding.number] / n_voxels - finding.measurements.centroid_lps_mm)
         if np.abs(away).max() > MAX_CENTROID_OFFSET_VOXELS:
             raise ResultError(f"segment {finding.number} lies {np.abs(away).max():.1f} voxels from its finding")
-        _check_volume(finding, n_voxels * voxel_mm3 / 1000, "by Pixel Measures")
+        _check_volume(finding, findings, n_voxels * voxel_mm3 / 1000, "by Pixel Measures")
 
 
 def check_sr(ds: Dataset, findings: Findings) -> None:
@@ -77,11 +77,12 @@ def check_sr(ds: Dataset, findings: Findings) -> None:
     if set(volumes) != {finding.tracking_identifier for finding in findings.findings}:
         raise ResultError(f"the report has {len(volumes)} groups for {len(findings.findings)} findings")
     for finding in findings.findings:
-        _check_volume(finding, volumes[finding.tracking_identifier], "in the report")
+        _check_volume(finding, findings, volumes[finding.tracking_identifier], "in the report")
 
 
-def _check_volume(finding: Finding, volume_ml: float, where: str) -> None:
-    expected = finding.measurements.volume_ml
+def _check_volume(finding: Finding, findings: Findings, volume_ml: float, where: str) -> None:
+    """Compare with the voxels of the mask and the affine, which both come from the pixels and positions alone."""
+    expected = finding.mask.n_voxels * float(abs(np.linalg.det(findings.affine_lps[:3, :3]))) / 1000
     if abs(volume_ml - expected) > MAX_VOLUME_DEVIATION * expected:
         raise ResultError(f"{finding.tracking_identifier}: {volume_ml:.4f} ml {where}, {expected:.4f} ml by positions")
 

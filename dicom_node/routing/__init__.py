@@ -9,8 +9,8 @@ from dicom_node.routing.completeness import (
     WaitUntil,
     assess,
 )
-from dicom_node.routing.explain import as_json, lines, reason
-from dicom_node.routing.rules import Outcome, RouteDecision, apply_routes, judge_series
+from dicom_node.routing.explain import as_json, lines, reason, why_not
+from dicom_node.routing.rules import Outcome, RouteDecision, apply_routes, choose_series, judge_series
 
 __all__ = [
     "AssociationEvidence",
@@ -24,7 +24,9 @@ __all__ = [
     "apply_routes",
     "as_json",
     "assess",
+    "choose_series",
     "judge_series",
     "lines",
     "reason",
+    "why_not",
 ]

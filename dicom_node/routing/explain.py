@@ -30,11 +30,11 @@ def reason(decision: RouteDecision) -> str:
     if not decision.series:
         return "Not processed: the study has no series."
     if len(decision.series) == 1:
-        return f"Not processed: {_why_not(decision.series[0], decision.plugin)}."
+        return f"Not processed: {why_not(decision.series[0], decision.plugin)}."
     nearest = min(decision.series, key=_distance)
     return (
         f"Not processed: none of {len(decision.series)} series meets all conditions; "
-        f"nearest {nearest.series_instance_uid}: {_why_not(nearest, decision.plugin)}."
+        f"nearest {nearest.series_instance_uid}: {why_not(nearest, decision.plugin)}."
     )
 
 
@@ -89,7 +89,8 @@ def _why_matched(decision: RouteDecision) -> str:
     return f"All conditions hold; {len(decision.images)} images go to {decision.plugin}{chosen}."
 
 
-def _why_not(series: SeriesVerdict, plugin: str) -> str:
+def why_not(series: SeriesVerdict, plugin: str) -> str:
+    """Return which conditions a series does not meet, as half a sentence."""
     if not series.has_images:
         return "the series has no images"
     failed = _failed(series.route_verdicts)

@@ -1,0 +1,335 @@
+"""What the node makes of files on a disk, without a queue: `inspect`, `measure` and `infer`.
+
+Plain values for people and scripts, keys as the commands promise them; the reading, measuring and inferring is that of
+the node itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dicom_node import __version__
+from dicom_node.errors import NotApplicableError, NotFoundError, RefusedInputError, UndecodableError
+from dicom_node.findings import Findings, Measurements
+from dicom_node.ids import Installation, new_uid
+from dicom_node.imaging import Volume, crop_mask, measure
+from dicom_node.infer import Plugin, Request, Slots
+from dicom_node.pipeline import input_digest
+from dicom_node.reading import (
+    SeriesFiles,
+    describe,
+    find_files,
+    group_series,
+    load_volume,
+    read_headers,
+    read_masks,
+    write_nifti,
+)
+from dicom_node.records import planes_of, slice_spacing_mm
+from dicom_node.report import ResultIdentity, build_results, encode
+from dicom_node.report.capture import Outline, overlay_png
+from dicom_node.routing import Outcome, choose_series, judge_series, why_not
+from dicom_node.study import SeriesView, StudyView
+
+
+def inspect(path: Path, plugins: Iterable[Plugin], *, nifti: Path | None = None) -> list[dict[str, Any]]:
+    """Return what the node sees below `path`: one entry a series, then one for each file that is none.
+
+    Parameters
+    ----------
+    nifti
+        Where to write the first volume that can be read.
+    """
+    series, unreadable = group_series(_files(path))
+    known = list(plugins)
+    entries = []
+    for files in series:
+        volume, refused = _try_volume(files)
+        if volume is not None and nifti is not None:
+            write_nifti(volume, nifti)
+            nifti = None
+        entries.append(_entry(files, volume, refused, known))
+    if nifti is not None:
+        raise NotApplicableError(f"no series below {path} makes a volume; nothing was written")
+    return entries + [_no_series(f"{file.path.name}: {file.reason}") for file in unreadable]
+
+
+def measure_mask(mask: Path, image: Path) -> list[dict[str, Any]]:
+    """Return every measurement of every label of `mask` on the one image series at `image`.
+
+    Raises
+    ------
+    NotFoundError
+        When `image` holds no series of images.
+    GeometryError
+        When the mask does not lie on the image's grid.
+    """
+    series = [files for files in group_series(_files(image))[0] if files.images]
+    if not series:
+        raise NotFoundError(f"{image} holds no series of images")
+    volume = _measurable(series)
+    measured = []
+    for label, array in sorted(read_masks(mask, volume.grid, volume.frames).items()):
+        cropped = crop_mask(array)
+        if cropped is not None:
+            measured.append(_measured(label, measure(cropped, volume)))
+    return measured
+
+
+def infer(
+    plugin: Plugin, path: Path, out: Path, *, slots: Slots, installation: Installation, now: datetime
+) -> dict[str, Any]:
+    """Run the study at `path` through one plugin; write SEG, SR and a picture of each finding into `out`.
+
+    A study that the plugin cannot read is an answer too: outcome "refused" with the reason.
+    """
+    try:
+        files = _chosen_series(plugin, path)
+        paths = tuple(image.path for image in files.images)
+        role = plugin.manifest.input_series[0].role
+        findings = slots.run(plugin, Request(paths={role: paths}))
+    except RefusedInputError as error:
+        return {"outcome": "refused", "reason": error.reason, "findings": [], "files": []}
+    written: list[Path] = []
+    if findings.outcome != "withheld":
+        out.mkdir(parents=True, exist_ok=True)
+        identity = ResultIdentity(
+            root_uid=new_uid(),
+            device_uid=installation.uid,
+            created_at=now,
+            input_digest=input_digest((image.sop_instance_uid, image.digest) for image in files.images),
+            node_version=__version__,
+            device_serial_number=installation.serial_number,
+        )
+        for built in build_results(findings, plugin.manifest, read_headers(paths), identity):
+            written.append(out / f"{built.kind}.dcm")
+            written[-1].write_bytes(encode(built.dataset))
+        written += draw_outlines(load_volume(paths), _pictures(findings, plugin), out)
+    return {
+        "outcome": findings.outcome,
+        "reason": findings.reason,
+        "findings": describe_findings(findings),
+        "files": [str(file) for file in written],
+    }
+
+
+def describe_findings(findings: Findings) -> list[dict[str, Any]]:
+    """Return each finding with its measurements, keys as `measure` has them."""
+    return [
+        {
+            "number": finding.number,
+            **_measured(finding.label, finding.measurements),
+            "probability": finding.probability,
+            "slice_range": list(finding.measurements.slice_range),
+        }
+        for finding in findings.findings
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """An outline to draw on one slice."""
+
+    number: int
+    slice_index: int
+    contour: tuple[tuple[float, float], ...]
+    """Pixel coordinates (column, row)."""
+    colour: tuple[int, int, int] = (255, 170, 0)
+
+
+def draw_outlines(volume: Volume, pictures: Sequence[Picture], out: Path) -> list[Path]:
+    """Write one PNG a slice with its outlines into `out`; return the files."""
+    by_slice: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        by_slice.setdefault(picture.slice_index, []).append(picture)
+    window = (float(np.percentile(volume.array, 1)), float(np.percentile(volume.array, 99.5)))
+    files = []
+    for index, here in sorted(by_slice.items()):
+        outlines = [Outline(points=one.contour, colour=one.colour, text=str(one.number)) for one in here]
+        row_mm, column_mm = volume.frames[index].pixel_spacing_mm
+        png = overlay_png(volume.array[index], outlines, window=window, aspect=row_mm / column_mm)
+        files.append(out / f"overlay_slice_{index + 1:03d}.png")
+        files[-1].write_bytes(png)
+    return files
+
+
+def series_view(files: SeriesFiles) -> SeriesView:
+    """Return a series of files as rules see it; nobody called and nobody was called."""
+    images = [description for description in files.descriptions if description.is_image and not description.made_by_us]
+    return SeriesView(
+        series_instance_uid=files.series_instance_uid,
+        header=files.header,
+        n_images=len(images),
+        n_instances=files.n_instances,
+        calling_ae="",
+        called_ae="",
+        slice_spacing_mm=slice_spacing_mm(planes_of([frame for image in images for frame in image.frames])),
+        image_digests=tuple(sorted((image.sop_instance_uid, image.digest) for image in files.images)),
+    )
+
+
+def study_views(path: Path, now: datetime) -> list[StudyView]:
+    """Return the studies below `path` as rules see them, as if they had just arrived."""
+    studies: dict[str, list[SeriesView]] = {}
+    for files in group_series(_files(path))[0]:
+        studies.setdefault(files.study_instance_uid, []).append(series_view(files))
+    return [
+        StudyView(study_instance_uid=uid, series=tuple(series), first_received=now, last_received=now)
+        for uid, series in studies.items()
+    ]
+
+
+def dicom_files(path: Path) -> list[Path]:
+    """Return the DICOM instances at `path`; what else lies in a folder is left out.
+
+    Raises
+    ------
+    UndecodableError
+        When `path` is one file and no DICOM instance.
+    NotFoundError
+        When a folder holds none.
+    """
+    found = _files(path)
+    if path.is_file():
+        describe(path)
+        return found
+    instances = [file for file in found if _is_instance(file)]
+    if not instances:
+        raise NotFoundError(f"{path} holds no DICOM file")
+    return instances
+
+
+def _is_instance(file: Path) -> bool:
+    try:
+        describe(file)
+    except UndecodableError:
+        return False
+    return True
+
+
+def _pictures(findings: Findings, plugin: Plugin) -> list[Picture]:
+    colours = {segment.label: segment.colour for segment in plugin.manifest.segment}
+    return [
+        Picture(
+            number=finding.number,
+            slice_index=finding.measurements.diameter_long.slice_index,
+            contour=finding.contour,
+            colour=colours[finding.label],
+        )
+        for finding in findings.findings
+    ]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.exists():
+        raise NotFoundError(f"{path} does not exist")
+    files = find_files(path)
+    if not files:
+        raise NotFoundError(f"{path} holds no file")
+    return files
+
+
+def _try_volume(files: SeriesFiles) -> tuple[Volume | None, str | None]:
+    if not files.images:
+        return None, "the series has no images"
+    try:
+        return load_volume([image.path for image in files.images]), None
+    except RefusedInputError as error:
+        return None, error.reason
+
+
+def _measurable(series: Sequence[SeriesFiles]) -> Volume:
+    """Return the volume of the series, or of the only one that makes a volume."""
+    volumes = [(files, *_try_volume(files)) for files in series]
+    readable = [volume for _, volume, _ in volumes if volume is not None]
+    if len(readable) == 1:
+        return readable[0]
+    if readable:
+        raise NotApplicableError("several series make a volume; name the folder of one with --image")
+    raise NotApplicableError("; ".join(str(refused) for _, _, refused in volumes))
+
+
+def _entry(files: SeriesFiles, volume: Volume | None, refused: str | None, plugins: Sequence[Plugin]) -> dict[str, Any]:
+    shown = None
+    if volume is not None:
+        shown = {
+            "shape": list(volume.grid.shape),
+            "spacing_mm": list(volume.grid.spacing_mm),
+            "affine_lps": volume.grid.affine_lps.tolist(),
+            "dtype": str(volume.array.dtype),
+            "min": float(volume.array.min()),
+            "max": float(volume.array.max()),
+            "mean": float(volume.array.mean(dtype=np.float64)),
+        }
+    return {
+        "series_instance_uid": files.series_instance_uid,
+        "modality": files.modality,
+        "n_instances": files.n_instances,
+        "volume": shown,
+        "refused": refused,
+        "notes": list(volume.notes) if volume else [],
+        "plugins": {plugin.id: _eligibility(files, plugin, refused) for plugin in plugins},
+    }
+
+
+def _no_series(refused: str) -> dict[str, Any]:
+    return {
+        "series_instance_uid": "",
+        "modality": "",
+        "n_instances": 1,
+        "volume": None,
+        "refused": refused,
+        "notes": [],
+        "plugins": {},
+    }
+
+
+def _eligibility(files: SeriesFiles, plugin: Plugin, refused: str | None) -> dict[str, Any]:
+    verdict = judge_series(series_view(files), plugin.manifest.input_series[0], plugin.manifest.input_series[0])
+    if verdict.outcome is not Outcome.MATCHED:
+        return {"eligible": False, "reason": why_not(verdict, plugin.id)}
+    if refused is not None:
+        return {"eligible": False, "reason": refused}
+    return {"eligible": True, "reason": "the series meets every requirement of the plugin"}
+
+
+def _chosen_series(plugin: Plugin, path: Path) -> SeriesFiles:
+    """Return the series that the plugin's own requirements choose.
+
+    Raises
+    ------
+    NotApplicableError
+        When no series meets them; the reason is that of the nearest one.
+    """
+    series = group_series(_files(path))[0]
+    requirement = plugin.manifest.input_series[0]
+    choice = choose_series([series_view(files) for files in series], requirement, requirement, requirement.prefer)
+    if choice.chosen is None:
+        reasons = [f"{verdict.series_instance_uid}: {why_not(verdict, plugin.id)}" for verdict in choice.verdicts]
+        raise NotApplicableError("; ".join(reasons) or f"{path} holds no DICOM series")
+    return next(files for files in series if files.series_instance_uid == choice.chosen.series_instance_uid)
+
+
+def _measured(label: object, measured: Measurements) -> dict[str, Any]:
+    return {
+        "label": label,
+        "volume_ml": measured.volume_ml,
+        "volume_mesh_ml": measured.volume_mesh_ml,
+        "diameter_3d_mm": measured.diameter_3d_mm,
+        "diameter_long_mm": measured.diameter_long.length_mm,
+        "diameter_short_mm": measured.diameter_short.length_mm if measured.diameter_short else None,
+        "surface_mm2": measured.surface_mm2,
+        "sphericity": measured.sphericity,
+        "mean": measured.mean,
+        "sd": measured.sd,
+        "min": measured.minimum,
+        "max": measured.maximum,
+        "median": measured.median,
+        "centroid_lps_mm": list(measured.centroid_lps_mm),
+    }

@@ -1,0 +1,293 @@
+"""The administrator's side of a running node: what happened, why, and what to do about it.
+
+Every method returns plain values with the keys that `--json` promises. It reads and writes records; it never touches a
+socket except to greet or send, and never a file except to look at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+from dicom_node import routing
+from dicom_node.admin import checks, inspection
+from dicom_node.admin.selftest import selftest
+from dicom_node.clock import Clock
+from dicom_node.config import Config
+from dicom_node.config.schema import Address, Peer
+from dicom_node.dimse import Verdict, echo, send_files
+from dicom_node.errors import NotFoundError, UnreachableError, UsageError
+from dicom_node.ids import Installation
+from dicom_node.infer import PluginRegistry, Slots
+from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
+from dicom_node.study import StudyView
+
+
+class Parts(Protocol):
+    """What administration needs of a node; `app.Node` has it."""
+
+    @property
+    def config_file(self) -> Path:
+        """The file that was read."""
+        ...
+
+    @property
+    def config(self) -> Config:
+        """Its settings."""
+        ...
+
+    @property
+    def data_dir(self) -> Path:
+        """Where records, files and models lie."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        ...
+
+    @property
+    def database(self) -> Database:
+        """The records."""
+        ...
+
+    @property
+    def studies(self) -> Studies:
+        """Studies and associations."""
+        ...
+
+    @property
+    def jobs(self) -> Jobs:
+        """The queue."""
+        ...
+
+    @property
+    def decisions(self) -> Decisions:
+        """What rules said."""
+        ...
+
+    @property
+    def deliveries(self) -> Deliveries:
+        """Results under way."""
+        ...
+
+    @property
+    def registry(self) -> PluginRegistry:
+        """The plugins."""
+        ...
+
+    @property
+    def installation(self) -> Installation:
+        """Which installation this is."""
+        ...
+
+
+class Admin:
+    """What an administrator may ask of a node."""
+
+    def __init__(self, node: Parts) -> None:
+        self._node = node
+
+    # Studies, jobs, deliveries
+
+    def studies(self) -> list[dict[str, Any]]:
+        """Return every study, latest first."""
+        return [asdict(row) for row in self._node.studies.list()]
+
+    def study(self, study_uid: str) -> dict[str, Any]:
+        """Return one study with its decisions and jobs in place of their counts."""
+        row = asdict(self._node.studies.show(study_uid))
+        decisions = [asdict(decision) for decision in self._node.decisions.list(study_uid)]
+        jobs = [asdict(job) for job in self._node.jobs.list(study_uid=study_uid)]
+        return {**row, "decisions": decisions, "jobs": jobs}
+
+    def reprocess(self, study_uid: str) -> list[int]:
+        """Queue the study's jobs once more under new UIDs; return the numbers of the new jobs.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study, or it never had a job.
+        """
+        self._node.studies.show(study_uid)
+        made = list(self._node.jobs.reprocess_study(study_uid))
+        if not made:
+            raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
+        return made
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return every job, latest first."""
+        return [asdict(row) for row in self._node.jobs.list()]
+
+    def job(self, job_id: int) -> dict[str, Any]:
+        """Return one job with its events, attempts, results and deliveries."""
+        detail = self._node.jobs.show(job_id)
+        return {
+            **asdict(detail.job),
+            "input_digest": detail.input_digest,
+            "n_images": sum(len(images) for images in detail.input.roles.values()),
+            "destinations": sorted(detail.destinations),
+            "events": [asdict(event) for event in detail.events],
+            "attempts_made": [asdict(attempt) for attempt in detail.attempts],
+            "results": [asdict(result) for result in detail.results],
+            "deliveries": [asdict(delivery) for delivery in detail.deliveries],
+        }
+
+    def retry_job(self, job_id: int) -> None:
+        """Queue an ended job again."""
+        self._node.jobs.retry(job_id)
+
+    def cancel_job(self, job_id: int) -> None:
+        """End a job."""
+        self._node.jobs.cancel(job_id, "cancelled by an administrator")
+
+    def deliveries(self) -> list[dict[str, Any]]:
+        """Return every delivery, oldest first."""
+        return [asdict(row) for row in self._node.deliveries.list()]
+
+    # Rules
+
+    def explain(self, study: str) -> list[dict[str, Any]]:
+        """Return what each route decides about a file, a folder or a stored study, with every condition."""
+        now = self._node.clock.now()
+        requirements = {plugin.id: plugin.manifest.input_series[0] for plugin in self._node.registry}
+        explained = []
+        for view in self._views(study):
+            for decision in routing.apply_routes(view, self._node.config.route, requirements, now):
+                explained.append({**routing.as_json(decision), "lines": routing.lines([decision])})
+        return explained
+
+    def _views(self, study: str) -> Sequence[StudyView]:
+        if Path(study).exists():
+            return inspection.study_views(Path(study), self._node.clock.now())
+        return [self._node.studies.view(study)]
+
+    # Network
+
+    def echo(self, name: str) -> dict[str, Any]:
+        """Greet a peer.
+
+        Raises
+        ------
+        UnreachableError
+            When it does not answer, or not with success.
+        """
+        peer = self._peer(name)
+        assert peer.address is not None
+        started = self._node.clock.monotonic()
+        answer = echo(peer.address, called_ae=peer.ae_title, calling_ae=self._calling_ae, timeout_s=self._timeout_s)
+        if not answer.is_success:
+            raise UnreachableError(f"{name}: {answer.reason}")
+        return {"peer": name, "ok": True, "duration_s": self._node.clock.monotonic() - started}
+
+    def send(self, paths: Sequence[Path], *, destination: str) -> list[dict[str, Any]]:
+        """Send files to a destination of the configuration."""
+        for one in self._node.config.destination:
+            if one.name == destination:
+                peer = self._peer(one.peer)
+                assert peer.address is not None
+                return self.send_to(paths, host=peer.address.host, port=peer.address.port, called_ae=peer.ae_title)
+        raise NotFoundError(f"no [[destination]] is called {destination!r}")
+
+    def send_to(self, paths: Sequence[Path], *, host: str, port: int, called_ae: str) -> list[dict[str, Any]]:
+        """Send every file of `paths`, folders included; return one entry a file."""
+        missing = [path for path in paths if not path.exists()]
+        if missing:
+            raise NotFoundError(f"{missing[0]} does not exist")
+        files = [file for path in paths for file in inspection.dicom_files(path)]
+        sent = send_files(
+            files,
+            Address(host=host, port=port),
+            called_ae=called_ae,
+            calling_ae=self._calling_ae,
+            timeout_s=self._timeout_s,
+        )
+        return [
+            {
+                "file": str(result.path),
+                "sop_instance_uid": result.sop_instance_uid,
+                "status": None if result.status is None else f"0x{result.status:04X}",
+                "stored": result.verdict is Verdict.STORED,
+                "reason": result.reason,
+            }
+            for result in sent
+        ]
+
+    # Files
+
+    def inspect(self, path: Path, *, nifti: Path | None = None) -> list[dict[str, Any]]:
+        """Return what the node sees below `path`; see admin.inspection."""
+        return inspection.inspect(path, self._node.registry, nifti=nifti)
+
+    def infer(self, plugin_id: str, path: Path, out: Path) -> dict[str, Any]:
+        """Run a study through one plugin without the queue."""
+        plugin = self._node.registry.get(plugin_id)
+        slots = Slots(1, clock=self._node.clock)
+        try:
+            return inspection.infer(
+                plugin, path, out, slots=slots, installation=self._node.installation, now=self._node.clock.now()
+            )
+        finally:
+            slots.close()
+
+    # Plugins
+
+    def plugins(self) -> list[dict[str, Any]]:
+        """Return every plugin of the configured paths, ready or not."""
+        known = [
+            {
+                "id": plugin.id,
+                "version": plugin.manifest.plugin.version,
+                "name": plugin.manifest.plugin.name,
+                "demonstrator": plugin.manifest.plugin.demonstrator,
+                "model_sha256": plugin.model_sha256,
+                "ready": plugin.defect() is None,
+                "reason": plugin.defect(),
+            }
+            for plugin in self._node.registry
+        ]
+        broken = [
+            {"id": name, "version": None, "name": None, "ready": False, "reason": reason}
+            for name, reason in self._node.registry.broken.items()
+        ]
+        return sorted(known + broken, key=lambda entry: str(entry["id"]))
+
+    def selftest(self, plugin_id: str | None) -> list[dict[str, Any]]:
+        """Compute the reference case of one plugin, or of every plugin that can run, again."""
+        registry = self._node.registry
+        chosen = [registry.get(plugin_id)] if plugin_id else [one for one in registry if one.defect() is None]
+        slots = Slots(1, clock=self._node.clock)
+        try:
+            return [selftest(plugin, slots=slots, clock=self._node.clock) for plugin in chosen]
+        finally:
+            slots.close()
+
+    def install(self, plugin_id: str, source: Path) -> Path:
+        """Copy a plugin's weights from `source` under data_dir."""
+        return self._node.registry.install(plugin_id, source)
+
+    # The node itself
+
+    def check(self, *, network: bool) -> list[dict[str, Any]]:
+        """Return what was checked, whether it is well, and the detail."""
+        found = checks.local(self._node)
+        return found + (checks.network(self._node.config, self.echo) if network else [])
+
+    def _peer(self, name: str) -> Peer:
+        for peer in self._node.config.peer:
+            if peer.name == name:
+                if peer.address is None:
+                    raise UsageError(f"peer {name!r} has no `address`; it calls us, we cannot call it")
+                return peer
+        known = ", ".join(peer.name for peer in self._node.config.peer) or "none"
+        raise NotFoundError(f"no [[peer]] is called {name!r}; known: {known}")
+
+    @property
+    def _calling_ae(self) -> str:
+        return self._node.config.node.ae_titles[0]
+
+    @property
+    def _timeout_s(self) -> float:
+        return self._node.config.sender.timeout_s

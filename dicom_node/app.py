@@ -1,0 +1,229 @@
+"""Everything is built here, from one configuration, and nowhere else.
+
+A `Node` holds what commands need; `run_role` adds the loops of one role. Parts are made when they are first asked for,
+so that `jobs list` opens a database and nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from dicom_node import ids, roles, upkeep
+from dicom_node.admin import Admin
+from dicom_node.clock import SystemClock
+from dicom_node.config import Config, data_dir, find_config, load_config
+from dicom_node.filing import InstanceStore, ResultStore
+from dicom_node.infer import PluginRegistry, Slots
+from dicom_node.logs import Log, start_logging
+from dicom_node.pipeline import Decision, Dispatch, Reception, Work
+from dicom_node.receive import Listener
+from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies, open_database
+
+SHIPPED = Path(__file__).parent / "shipped"
+"""What an installed wheel brings along; in a checkout the same folders stand at its top."""
+STEP_S = 0.2
+"""Pause of a loop that found nothing to do."""
+WATCH_S = 2.0
+
+
+class Role(StrEnum):
+    """What a process does."""
+
+    ALL = "all"
+    RECEIVER = "receiver"
+    WORKER = "worker"
+    SENDER = "sender"
+
+
+class Node:
+    """The parts of a node that one configuration describes."""
+
+    def __init__(self, config_file: Path) -> None:
+        self.config_file = config_file
+        self.config: Config = load_config(config_file)
+        self.data_dir = data_dir(self.config, config_file)
+        self.clock = SystemClock()
+
+    @cached_property
+    def database(self) -> Database:
+        """The records, migrated to this version."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        database = open_database(self.data_dir / "records.sqlite", clock=self.clock)
+        database.migrate()
+        return database
+
+    @cached_property
+    def studies(self) -> Studies:
+        """Studies and associations."""
+        return Studies(self.database)
+
+    @cached_property
+    def jobs(self) -> Jobs:
+        """The queue."""
+        return Jobs(self.database)
+
+    @cached_property
+    def decisions(self) -> Decisions:
+        """What rules said."""
+        return Decisions(self.database, self.jobs)
+
+    @cached_property
+    def deliveries(self) -> Deliveries:
+        """Results under way."""
+        return Deliveries(self.database)
+
+    @cached_property
+    def store(self) -> InstanceStore:
+        """Received instances."""
+        reserve = self.config.storage.reserve_mb << 20
+        return InstanceStore(self.data_dir / "received", clock=self.clock, reserve_bytes=reserve)
+
+    @cached_property
+    def results(self) -> ResultStore:
+        """Our results."""
+        return ResultStore(self.data_dir / "results")
+
+    @cached_property
+    def registry(self) -> PluginRegistry:
+        """The plugins of the configured paths, then the shipped ones."""
+        configured = [self.config_file.parent / path for path in self.config.plugins.paths]
+        return PluginRegistry([*configured, shipped("plugins")], self.data_dir / "models")
+
+    @cached_property
+    def installation(self) -> ids.Installation:
+        """Which installation this is; its UID is made once and kept in data_dir."""
+        file = self.data_dir / "installation_uid"
+        if not file.exists():
+            self.data_dir.mkdir(parents=True, exist_ok=True)
+            part = file.with_name(f"{file.name}.{os.getpid()}")
+            part.write_text(ids.new_uid(), encoding="ascii")
+            with contextlib.suppress(FileExistsError):  # the first of several processes wins
+                os.link(part, file)
+            part.unlink()
+        uid = file.read_text(encoding="ascii").strip()
+        return ids.Installation(uid=uid, serial_number=uid.rpartition(".")[2][-12:])
+
+    @cached_property
+    def admin(self) -> Admin:
+        """What commands may do."""
+        return Admin(self)
+
+    def role(self, role: Role) -> roles.Role:
+        """Return one role, ready to run."""
+        build = {Role.RECEIVER: self._receiver, Role.WORKER: self._worker, Role.SENDER: self._sender}
+        return build[role]()
+
+    def _receiver(self) -> roles.Role:
+        log = Log("receiver")
+        reception = Reception(self.studies, process=ids.process_identity(), clock=self.clock, log=log)
+        listener = Listener(
+            self.config.receive,
+            self.config.node.ae_titles,
+            self.config.peer,
+            store=self.store,
+            events=reception,
+            clock=self.clock,
+            log=log,
+        )
+
+        def before() -> None:
+            upkeep.reconcile(self.store, self.studies, log)
+            listener.start()
+
+        def after() -> None:
+            listener.stop(roles.DRAIN_S / 2)
+            reception.drain()
+
+        loops = [roles.Loop(name="index", step=reception.step, idle_s=STEP_S)]
+        return roles.LoopingRole(loops, log=log, before=before, after=after)
+
+    def _worker(self) -> roles.Role:
+        log = Log("worker")
+        count = self.config.worker.slots
+        slots = Slots(count, clock=self.clock)
+        decision = Decision(
+            self.studies, self.decisions, config=self.config, registry=self.registry, clock=self.clock, log=log
+        )
+        work = Work(
+            self.jobs,
+            worker=str(ids.process_identity()),
+            settings=self.config.worker,
+            registry=self.registry,
+            slots=slots,
+            results=self.results,
+            installation=self.installation,
+            clock=self.clock,
+            log=log,
+        )
+        watch = upkeep.Watch(self.studies, self.jobs, self.deliveries, log=log)
+        loops = [
+            roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
+            roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
+            *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
+        ]
+        return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)
+
+    def _sender(self) -> roles.Role:
+        log = Log("sender")
+        peers = {peer.name: peer for peer in self.config.peer}
+        loops = [
+            roles.Loop(
+                name=f"send-{destination.name}",
+                step=Dispatch(
+                    self.deliveries,
+                    destination=destination.name,
+                    peer=peers[destination.peer],
+                    calling_ae=self.config.node.ae_titles[0],
+                    sender=str(ids.process_identity()),
+                    settings=self.config.sender,
+                    jitter=random.random,
+                    clock=self.clock,
+                    log=log,
+                ).step,
+                idle_s=STEP_S,
+            )
+            for destination in self.config.destination
+        ]
+        return roles.LoopingRole(loops, log=log)
+
+
+def shipped(name: str) -> Path:
+    """Return a file or folder that comes with the node, in a wheel or in a checkout."""
+    inside = SHIPPED / name
+    return inside if inside.exists() else Path(__file__).parents[1] / name
+
+
+def open_node(config: Path | None) -> Node:
+    """Return the node that --config, $DICOM_NODE_CONFIG, ./config.toml or /etc/dicom-node/config.toml describes.
+
+    Raises
+    ------
+    ConfigError
+        When there is no such file, or it is wrong; every problem is named with its line.
+    """
+    return Node(find_config(config, os.environ, Path.cwd()))
+
+
+def run_role(config: Path | None, role: Role) -> None:
+    """Run one role in this process until SIGTERM."""
+    start_logging()
+    open_node(config).role(role).run(roles.stop_on_signals())
+
+
+def supervise(config: Path | None) -> int:
+    """Run every role as a process until SIGTERM; return the exit status of the node."""
+    start_logging()
+    node = open_node(config)
+    node.database.close()  # migrated before the roles start side by side
+    log = Log("serve")
+    for note in node.config.notes():
+        log.info("config.note", reason=note)
+    command = [sys.executable, "-m", "dicom_node", "serve", "--config", str(node.config_file.absolute()), "--role"]
+    supervisor = roles.Supervisor(command, [Role.RECEIVER, Role.WORKER, Role.SENDER], clock=node.clock, log=log)
+    return supervisor.run(roles.stop_on_signals())

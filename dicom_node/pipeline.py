@@ -1,0 +1,495 @@
+"""The story of a study, told in four chapters; read this first.
+
+    Reception   an instance was filed: it becomes a row, in batches, behind its durable file
+    Decision    a series or study is complete: every route says yes or why not; a yes becomes a job
+    Work        a job is claimed: images -> findings -> SR and SEG, checked, filed, queued for every destination
+    Dispatch    a result is claimed: it is sent, and the answer written down
+
+Each chapter is a class whose `step` does one piece of work and says whether there was any; `roles` repeats it.
+Hand-over between stages happens here alone. Nothing here knows SQL, sockets or pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from dicom_node import __version__, routing
+from dicom_node.clock import Clock
+from dicom_node.config import Config, config_digest
+from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
+from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
+from dicom_node.errors import DicomNodeError, LeaseLostError, RefusedInputError, UndecodableError
+from dicom_node.filing import ResultStore
+from dicom_node.ids import Installation, ProcessIdentity
+from dicom_node.infer import PluginRegistry, Request, Slots
+from dicom_node.lifecycle import DeliveryEvent
+from dicom_node.logs import Log
+from dicom_node.reading import describe, read_headers
+from dicom_node.records import (
+    ClaimedDelivery,
+    ClaimedJob,
+    Decisions,
+    Deliveries,
+    Jobs,
+    NewDecision,
+    NewJob,
+    NewResult,
+    SeriesEvidence,
+    Studies,
+    StudyEvidence,
+)
+from dicom_node.report import ResultIdentity, build_results, encode
+from dicom_node.study import Association, FiledInstance, InstanceDescription, JobInput
+
+INDEX_BATCH: Final = 256
+"""Rows in one transaction: enough that a commit costs little per instance, few enough to be quick."""
+SEND_BATCH: Final = 64
+"""Results in one association."""
+RESULT_ROLES: Final = ("seg.series", "seg.instance", "sr.series", "sr.instance")
+"""What UIDs are allocated for with every job; report.ResultIdentity derives the same."""
+NO_ROUTE: Final = NewDecision(route="", outcome="not_matched", reason="Not processed: no [[route]] is configured.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Closed:
+    """An association ended; that is written behind the rows of all its instances."""
+
+    association_id: str
+    at: datetime
+    how: str
+
+
+class Reception:
+    """Filed instances become rows. Implements `receive.ReceiveEvents`: its methods are called by listener threads."""
+
+    def __init__(self, studies: Studies, *, process: ProcessIdentity, clock: Clock, log: Log) -> None:
+        self._studies = studies
+        self._process = process
+        self._clock = clock
+        self._log = log
+        self._pending: deque[FiledInstance | _Closed] = deque()
+        self._active: dict[str, datetime] = {}
+
+    def opened(self, association: Association) -> None:
+        """Write the association's row, so that what it moves can hold its study open."""
+        self._studies.open_association(association, self._process)
+
+    def filed(self, association_id: str, instance: FiledInstance) -> None:
+        """Queue the instance's row; its bytes are durable already."""
+        self._active[association_id] = self._clock.now()
+        self._pending.append(instance)
+
+    def activity(self, association_id: str) -> None:
+        """Note that the association moves data."""
+        self._active[association_id] = self._clock.now()
+
+    def closed(self, association_id: str, how: str) -> None:
+        """Queue the end of the association behind its instances."""
+        self._pending.append(_Closed(association_id=association_id, at=self._clock.now(), how=how))
+
+    def step(self) -> bool:
+        """Write one batch of rows; return whether there was any. What could not be written stays first in the queue."""
+        batch = [self._pending[index] for index in range(min(len(self._pending), INDEX_BATCH))]
+        active, self._active = self._active, {}
+        self._studies.touch_associations(active)
+        index_files(self._studies, (item for item in batch if isinstance(item, FiledInstance)), self._log)
+        for item in batch:
+            if isinstance(item, _Closed):
+                self._studies.release_association(item.association_id, item.at, item.how)
+        for _ in batch:
+            self._pending.popleft()
+        return bool(batch)
+
+    def drain(self) -> None:
+        """Write every row that waits."""
+        while self.step():
+            pass
+
+
+def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) -> None:
+    """Write the rows of filed instances; what cannot be described stays filed and is logged with the reason."""
+    described: list[tuple[FiledInstance, InstanceDescription]] = []
+    for instance in instances:
+        try:
+            described.append((instance, describe(instance.path)))
+        except UndecodableError as error:
+            log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid, reason=error.reason)
+    if described:
+        studies.index(described)
+
+
+class Decision:
+    """Complete series and studies become decisions, and those that a route wants become jobs.
+
+    A route with ``start = "series"`` is asked about each series as soon as that is complete by the route's own quiet
+    time; a route with ``start = "study"``, and the end of the study itself, wait for the whole study.
+    """
+
+    def __init__(
+        self,
+        studies: Studies,
+        decisions: Decisions,
+        *,
+        config: Config,
+        registry: PluginRegistry,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._studies = studies
+        self._decisions = decisions
+        self._config = config
+        self._config_digest = config_digest(config)
+        self._kinds = {one.name: tuple(one.profile.results) for one in config.destination}
+        self._plugins = {plugin.id: plugin for plugin in registry}
+        self._clock = clock
+        self._log = log
+
+    def step(self) -> bool:
+        """Ask about every study that has undecided content; return whether something was decided."""
+        decided = [self._ask(evidence) for evidence in self._studies.open_studies()]
+        return any(decided)
+
+    def _ask(self, study: StudyEvidence) -> bool:
+        arrival = _arrival(study)
+        routes = [route for route in self._config.route if route.start == "series"]
+        complete = [
+            series
+            for series in study.series
+            if all(self._is_complete(arrival, route.complete, series.series_instance_uid) for route in routes)
+        ]
+        undecided = [series for series in complete if not series.is_decided]
+        if routes and undecided:
+            self._decide_series(study, routes, complete, undecided)
+        whole = [route for route in self._config.route if route.start == "study"]
+        quiet = [route.complete for route in whole or routes] or [Complete()]
+        if not all(self._is_complete(arrival, one, None) for one in quiet):
+            return bool(routes and undecided)
+        return self._decide_study(study, whole)
+
+    def _is_complete(self, arrival: routing.StudyEvidence, complete: Complete, series_uid: str | None) -> bool:
+        verdict = routing.assess(arrival, self._clock.now(), complete, series_instance_uid=series_uid)
+        return isinstance(verdict, routing.IsComplete)
+
+    def _decide_series(
+        self,
+        study: StudyEvidence,
+        routes: Sequence[Route],
+        complete: Sequence[SeriesEvidence],
+        undecided: Sequence[SeriesEvidence],
+    ) -> None:
+        """Ask the routes about the complete series: all of them are compared, the undecided ones are written."""
+        uids = {series.series_instance_uid for series in complete}
+        answers = self._apply(study.study_instance_uid, routes, uids)
+        for series in undecided:
+            mine = [answer for answer in answers if answer.series_instance_uid == series.series_instance_uid]
+            self._write(study.study_instance_uid, series.series_instance_uid, series.revision, mine)
+
+    def _decide_study(self, study: StudyEvidence, routes: Sequence[Route]) -> bool:
+        answers = self._apply(study.study_instance_uid, routes, None) if routes else ()
+        spoken = [] if self._config.route else [NO_ROUTE]
+        return self._write(study.study_instance_uid, None, study.revision, answers, spoken)
+
+    def _apply(
+        self, study_uid: str, routes: Sequence[Route], complete: set[str] | None
+    ) -> tuple[routing.RouteDecision, ...]:
+        requirements = {name: plugin.manifest.input_series[0] for name, plugin in self._plugins.items()}
+        view = self._studies.view(study_uid)
+        return routing.apply_routes(view, routes, requirements, self._clock.now(), complete)
+
+    def _write(
+        self,
+        study_uid: str,
+        series_uid: str | None,
+        revision: int,
+        answers: Sequence[routing.RouteDecision],
+        spoken: Sequence[NewDecision] = (),
+    ) -> bool:
+        """Write decisions and jobs in one transaction; nothing when more has come since, then it is asked again."""
+        decided = self._decisions.decide(
+            study_uid,
+            series_uid,
+            revision,
+            [
+                *spoken,
+                *(
+                    NewDecision(
+                        route=answer.route,
+                        outcome=answer.outcome.value,
+                        reason=routing.reason(answer),
+                        job=self._job(answer) if answer.outcome is routing.Outcome.MATCHED else None,
+                    )
+                    for answer in answers
+                ),
+            ],
+            config_digest=self._config_digest,
+        )
+        for job_id, is_new in decided.jobs:
+            self._log.info("job.queued" if is_new else "job.exists", job_id=job_id, study_instance_uid=study_uid)
+        return decided.is_current
+
+    def _job(self, answer: routing.RouteDecision) -> NewJob:
+        plugin = self._plugins[answer.plugin]
+        route = next(route for route in self._config.route if route.name == answer.route)
+        assert answer.series_instance_uid is not None
+        stored = self._studies.series_images(answer.study_instance_uid, answer.series_instance_uid)
+        wanted = set(answer.images)
+        images = tuple(image for image in stored if (image.sop_instance_uid, image.digest) in wanted)
+        role = plugin.manifest.input_series[0].role
+        return NewJob(
+            route=route.name,
+            plugin=plugin.id,
+            plugin_version=plugin.manifest.plugin.version,
+            input=JobInput(study_instance_uid=answer.study_instance_uid, roles={role: images}),
+            input_digest=input_digest(answer.images),
+            series_instance_uid=answer.series_instance_uid,
+            parameters={"model_sha256": plugin.model_sha256, "spec_sha256": plugin.manifest.spec_sha256()},
+            destinations={name: self._kinds[name] for name in route.destinations},
+            priority=route.priority,
+            result_roles=RESULT_ROLES,
+            max_attempts=self._config.worker.max_attempts,
+        )
+
+
+def input_digest(images: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 of the (SOP Instance UID, digest) pairs of the selected images, in any order."""
+    return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
+
+
+def _arrival(study: StudyEvidence) -> routing.StudyEvidence:
+    """Return the rows of a study as completeness reads them; whether an owner lives is asked of the machine."""
+    return routing.StudyEvidence(
+        study_instance_uid=study.study_instance_uid,
+        series=tuple(
+            routing.SeriesEvidence(
+                series_instance_uid=series.series_instance_uid,
+                last_received_at=series.last_received_at,
+                n_instances=series.n_images,
+            )
+            for series in study.series
+        ),
+        associations=tuple(
+            routing.AssociationEvidence(
+                id=association.id,
+                calling_ae=association.calling_ae,
+                is_open=True,
+                owner_alive=association.owner.is_alive(),
+                study_instance_uid=association.present_study_uid,
+                series_instance_uid=association.present_series_uid,
+                last_activity_at=association.last_activity_at,
+            )
+            for association in study.associations
+        ),
+    )
+
+
+class Work:
+    """A claimed job becomes findings, and findings become filed results. One object serves every slot of a worker."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        worker: str,
+        settings: WorkerSettings,
+        registry: PluginRegistry,
+        slots: Slots,
+        results: ResultStore,
+        installation: Installation,
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._jobs = jobs
+        self._worker = worker
+        self._settings = settings
+        self._registry = registry
+        self._slots = slots
+        self._results = results
+        self._installation = installation
+        self._clock = clock
+        self._log = log
+
+    def step(self) -> bool:
+        """Do one job, if there is one; return whether there was."""
+        job = self._jobs.claim(self._worker, self._settings.lease_s)
+        if job is None:
+            return False
+        self._log.info("job.claimed", job_id=job.id, plugin=job.plugin, attempt=job.attempt)
+        try:
+            with self._lease(job) as is_ours:
+                state = self._do(job, is_ours)
+        except LeaseLostError:
+            self._log.warning("job.lost", job_id=job.id)
+        except DicomNodeError as error:
+            self._end(job, error)
+        else:
+            self._log.info("job.ended", job_id=job.id, state=state)
+        return True
+
+    def _do(self, job: ClaimedJob, is_ours: Callable[[], bool]) -> str:
+        plugin = self._registry.get(job.plugin)
+        paths = {role: tuple(image.path for image in images) for role, images in job.input.roles.items()}
+        findings = self._slots.run(plugin, Request(paths=paths), keep_going=is_ours)
+        if findings.outcome == "withheld":
+            reason = findings.reason or "the plausibility gate kept it back"
+            return self._jobs.withhold(job.id, job.token, reason, engine=findings.provenance.engine)
+        sources = read_headers([path for role in paths.values() for path in role])
+        identity = ResultIdentity(
+            root_uid=job.uid_root,
+            device_uid=self._installation.uid,
+            created_at=job.queued_at,
+            input_digest=job.input_digest,
+            node_version=__version__,
+            device_serial_number=self._installation.serial_number,
+        )
+        filed = [
+            self._file(
+                built.kind,
+                built.sop_class_uid,
+                built.series_instance_uid,
+                built.sop_instance_uid,
+                encode(built.dataset),
+            )
+            for built in build_results(findings, plugin.manifest, sources, identity)
+        ]
+        return self._jobs.file_results(
+            job.id,
+            job.token,
+            filed,
+            outcome=findings.outcome,
+            engine=findings.provenance.engine,
+            duration_s=findings.provenance.duration_s,
+        )
+
+    def _file(self, kind: str, sop_class_uid: str, series_uid: str, sop_instance_uid: str, content: bytes) -> NewResult:
+        path, digest = self._results.file(content, sop_instance_uid)
+        return NewResult(
+            kind=kind,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            series_instance_uid=series_uid,
+            path=path,
+            digest=digest,
+        )
+
+    def _after(self, job: ClaimedJob, error: DicomNodeError) -> str:
+        if isinstance(error, RefusedInputError):
+            return self._jobs.refuse(job.id, job.token, error.reason)
+        if not error.retryable:
+            return self._jobs.fail(job.id, job.token, str(error))
+        pause = timedelta(seconds=self._settings.retry_base_s * 2 ** (job.attempt - 1))
+        return self._jobs.retry_later(job.id, job.token, str(error), self._clock.now() + pause)
+
+    def _end(self, job: ClaimedJob, error: DicomNodeError) -> None:
+        """Write how the job ended without a result, unless it is somebody else's by now."""
+        try:
+            state = self._after(job, error)
+        except LeaseLostError:
+            self._log.warning("job.lost", job_id=job.id)
+            return
+        self._log.warning("job.ended", job_id=job.id, state=state, reason=type(error).__name__)
+
+    @contextmanager
+    def _lease(self, job: ClaimedJob) -> Iterator[Callable[[], bool]]:
+        """Keep the lease alive from a thread of its own; give a function that says whether the job is still ours."""
+        ended, lost = threading.Event(), threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(self._settings.lease_s / 3):
+                try:
+                    self._jobs.heartbeat(job.id, job.token)
+                except LeaseLostError:
+                    lost.set()
+                    return
+
+        thread = threading.Thread(target=beat, name=f"lease-{job.id}", daemon=True)
+        thread.start()
+        try:
+            yield lambda: not lost.is_set()
+        finally:
+            ended.set()
+            thread.join()
+
+
+class Dispatch:
+    """Queued results of one destination are sent, and its answers written down. One object a destination."""
+
+    def __init__(
+        self,
+        deliveries: Deliveries,
+        *,
+        destination: str,
+        peer: Peer,
+        calling_ae: str,
+        sender: str,
+        settings: SenderSettings,
+        jitter: Callable[[], float],
+        clock: Clock,
+        log: Log,
+    ) -> None:
+        self._deliveries = deliveries
+        self._destination = destination
+        self._peer = peer
+        self._calling_ae = calling_ae
+        self._sender = sender
+        self._settings = settings
+        self._jitter = jitter
+        self._clock = clock
+        self._log = log
+
+    def step(self) -> bool:
+        """Send what is due, in one association; return whether there was any."""
+        claimed = self._claim()
+        if not claimed:
+            return False
+        parcels = [Parcel(delivery_id=delivery.id, path=delivery.path) for delivery in claimed]
+        outcomes = deliver_batch(parcels, self._peer, calling_ae=self._calling_ae, timeout_s=self._settings.timeout_s)
+        for delivery, outcome in zip(claimed, outcomes, strict=True):
+            try:
+                state = self._write(delivery, outcome)
+            except LeaseLostError:
+                self._log.warning("delivery.lost", destination=self._destination, job_id=delivery.job_id)
+                continue
+            self._log.info(
+                "delivery.ended",
+                job_id=delivery.job_id,
+                destination=self._destination,
+                sop_instance_uid=delivery.sop_instance_uid,
+                state=state,
+                status=outcome.status,
+            )
+        return True
+
+    def _claim(self) -> list[ClaimedDelivery]:
+        lease_s = self._settings.timeout_s * 4
+        claimed: list[ClaimedDelivery] = []
+        while len(claimed) < SEND_BATCH:
+            delivery = self._deliveries.claim(self._destination, self._sender, lease_s)
+            if delivery is None:
+                break
+            claimed.append(delivery)
+        return claimed
+
+    def _write(self, delivery: ClaimedDelivery, outcome: Outcome) -> str:
+        if outcome.error is None:
+            assert outcome.status is not None
+            return self._deliveries.stored(delivery.id, delivery.token, outcome.status, outcome.reason)
+        follows = after_failure(
+            attempts=delivery.attempt,
+            refusals=delivery.refusals + (outcome.status is not None),
+            error=outcome.error,
+            settings=self._settings,
+            jitter=self._jitter(),
+        )
+        if isinstance(follows, RetryIn):
+            later = self._clock.now() + timedelta(seconds=follows.delay_s)
+            return self._deliveries.retry_later(delivery.id, delivery.token, outcome.reason, outcome.status, later)
+        give_up = self._deliveries.refuse if follows.event is DeliveryEvent.REFUSE else self._deliveries.fail
+        return give_up(delivery.id, delivery.token, outcome.reason, outcome.status)

@@ -1,0 +1,56 @@
+"""What keeps records and files true to each other, and work from getting stuck, without anybody asking."""
+
+from __future__ import annotations
+
+from dicom_node.filing import InstanceStore
+from dicom_node.ids import ProcessIdentity
+from dicom_node.logs import Log
+from dicom_node.pipeline import INDEX_BATCH, index_files
+from dicom_node.records import Deliveries, Jobs, Studies
+from dicom_node.study import FiledInstance
+
+
+def reconcile(store: InstanceStore, studies: Studies, log: Log) -> int:
+    """Write the rows of filed instances that have none, as after a crash between file and row; return how many."""
+    studies.orphan_associations(ProcessIdentity.is_alive)
+    known = studies.known_paths()
+    missing: list[FiledInstance] = []
+    count = 0
+    for instance in store.sweep():
+        if instance.path in known:
+            continue
+        missing.append(instance)
+        count += 1
+        if len(missing) == INDEX_BATCH:
+            index_files(studies, missing, log)
+            missing.clear()
+    index_files(studies, missing, log)
+    log.info("store.reconciled", count=count)
+    return count
+
+
+class Watch:
+    """Takes work back from processes that died or stalled, and wakes what waited long enough."""
+
+    def __init__(self, studies: Studies, jobs: Jobs, deliveries: Deliveries, *, log: Log) -> None:
+        self._studies = studies
+        self._jobs = jobs
+        self._deliveries = deliveries
+        self._log = log
+
+    def step(self) -> bool:
+        """Look once; return False, so that the next look comes after a pause."""
+        self._studies.orphan_associations(ProcessIdentity.is_alive)
+        for job_id in self._jobs.reap(owner_is_alive):
+            self._log.warning("job.taken_back", job_id=job_id)
+        self._deliveries.reap(owner_is_alive)
+        self._jobs.wake()
+        return False
+
+
+def owner_is_alive(name: str) -> bool:
+    """Return whether the process that a worker or sender is named after runs; True when in doubt."""
+    try:
+        return ProcessIdentity.parse(name).is_alive()
+    except ValueError:
+        return True
