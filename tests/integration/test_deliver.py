@@ -173,6 +173,8 @@ def test_an_abort_leaves_the_rest_unanswered(tmp_path: Path) -> None:
     assert [True, False, False, False] == [outcome.is_stored for outcome in outcomes]
     assert [TransientDeliveryError] * 3 == [type(outcome.error) for outcome in outcomes[1:]]
     assert [None] * 3 == [outcome.status for outcome in outcomes[1:]]
+    assert "no response; the association ended" == outcomes[1].reason
+    assert {"the association ended before this object was sent"} == {outcome.reason for outcome in outcomes[2:]}
     assert 2 == len(got)
 
 
