@@ -154,15 +154,20 @@ def test_a_finding_whose_numbers_are_of_another_mask_is_refused(findings: Findin
         build_results(replace(findings, findings=(moved, findings.findings[1])), case.MANIFEST, headers, case.IDENTITY)
 
 
-def test_a_report_with_another_volume_is_refused(built: dict[str, Dataset], findings: Findings) -> None:
-    """The volume that is read equals that of the segment."""
-    check_sr(built["sr"], findings)
+def test_a_report_with_another_volume_is_refused(findings: Findings, headers: list[Dataset]) -> None:
+    """The volume that is read is that of the voxels: what the SEG holds, even where no SEG is built."""
     first = findings.findings[0]
     measurements = replace(first.measurements, volume_ml=first.measurements.volume_ml * 1.01)
     other = replace(findings, findings=(replace(first, measurements=measurements), findings.findings[1]))
 
     with pytest.raises(ResultError, match="in the report"):
-        check_sr(built["sr"], other)
+        build_results(other, case.MANIFEST, headers, case.IDENTITY, kinds=("sr",))
+
+
+def test_a_report_with_a_lost_group_is_refused(built: dict[str, Dataset], findings: Findings) -> None:
+    """Every finding has its group and every group its finding."""
+    check_sr(built["sr"], findings)
+
     with pytest.raises(ResultError, match="1 findings"):
         check_sr(built["sr"], replace(findings, findings=findings.findings[:1]))
 
