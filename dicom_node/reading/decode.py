@@ -278,6 +278,32 @@ def _decode(header: Header, layout: PixelLayout, dataset: Dataset, index: int, p
     )
 
 
+def stored_array(header: Header) -> Stored:
+    """Return the stored values of any one-sample instance as pydicom unpacks them, (frames, Y, X): for segmentations.
+
+    Raises
+    ------
+    UndecodableError
+        When the pixels cannot be decoded or are absurdly many; the reason names the transfer syntax.
+    """
+    sizes = [integer(header.dataset, keyword) or 0 for keyword in ("Rows", "Columns")]
+    n_frames = integer(header.dataset, "NumberOfFrames") or 1
+    if sizes[0] * sizes[1] * n_frames > MAX_VOXELS:
+        raise UndecodableError(
+            f"{n_frames} frames of {sizes[0]} x {sizes[1]} are more than the {MAX_VOXELS} that are read"
+        )
+    plugin = "" if header.transfer_syntax_uid in _NATIVE else _plugins(header)[0]
+    with quiet():
+        try:
+            decoder = get_decoder(UID(header.transfer_syntax_uid))
+            values, _ = decoder.as_array(dcmread(header.path), raw=True, decoding_plugin=plugin)
+        except PARSE_ERRORS as error:
+            raise UndecodableError(
+                f"pixel data in {header.transfer_syntax_name} cannot be decoded ({type(error).__name__})"
+            ) from error
+    return np.asarray(values).reshape(-1, *values.shape[-2:])
+
+
 def modality_luts(dataset: Dataset, n_frames: int) -> list[ModalityLut]:
     """Return the modality LUT of each frame; Real World Value Mappings are another matter and are not applied.
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import GeometryError, UndecodableError
 from dicom_node.imaging.geometry import Affine, Grid
+from dicom_node.reading.decode import stored_array
 from dicom_node.reading.enhanced import frames_of, functional_groups
-from dicom_node.reading.header import PARSE_ERRORS, Header, integer, items, quiet, read_header, text
+from dicom_node.reading.header import Header, integer, items, quiet, read_header, text
 from dicom_node.reading.nifti import read_nifti, read_nrrd
 from dicom_node.study import Frame
 
@@ -119,7 +119,9 @@ def _from_segmentation(header: Header, grid: Grid, frames: tuple[Frame, ...] | N
         if not planes:
             raise GeometryError(f"{header.path.name} does not say where its frames lie")
         _check_frame_of_reference(planes, frames, header.path.name)
-        pixels = _pixels(header, len(planes))
+        pixels = stored_array(header)
+        if pixels.shape != (len(planes), planes[0].rows, planes[0].columns):
+            raise UndecodableError(f"{header.path.name} has pixels of shape {pixels.shape} for {len(planes)} frames")
         if kind == "LABELMAP":
             return _label_map_frames(dataset, planes, pixels, grid)
         return _segment_frames(dataset, planes, pixels, grid, kind)
@@ -131,21 +133,6 @@ def _check_frame_of_reference(planes: tuple[Frame, ...], frames: tuple[Frame, ..
     ours, theirs = frames[0].frame_of_reference_uid, planes[0].frame_of_reference_uid
     if ours and theirs and ours != theirs:
         raise GeometryError(f"{name} is in another Frame of Reference than the image")
-
-
-def _pixels(header: Header, n_frames: int) -> NDArray[Any]:
-    """Return the stored values (frames, Y, X): 0 and 1 when binary."""
-    try:
-        dataset = dcmread(header.path)
-        pixels: NDArray[Any] = dataset.pixel_array
-    except PARSE_ERRORS as error:
-        raise UndecodableError(
-            f"the segmentation's pixels in {header.transfer_syntax_name} cannot be decoded ({type(error).__name__})"
-        ) from error
-    pixels = pixels[None] if pixels.ndim == 2 else pixels
-    if pixels.ndim != 3 or len(pixels) != n_frames:
-        raise UndecodableError(f"the segmentation has pixels of shape {pixels.shape} for {n_frames} frames")
-    return pixels
 
 
 def _segment_frames(

@@ -186,6 +186,26 @@ def test_rescale_of_each_slice_is_its_own(write: Write) -> None:
     assert [11.0, 12.0, 13.0] == load_volume(paths).array[:, 0, 0].tolist()
 
 
+def test_a_frame_s_own_group_wins_over_the_shared_one(write: Write) -> None:
+    """Each frame of an enhanced object may have its own rescale; the shared one is for frames without."""
+
+    def rescale_second(dataset: Dataset) -> None:
+        own = Dataset()
+        own.RescaleSlope, own.RescaleIntercept = 2, 5
+        dataset.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence = [own]
+
+    path = edit(write(array=np.ones((3, 4, 4)), rescale_intercept=0.0, enhanced=True)[0], rescale_second)
+    assert [1.0, 7.0, 1.0] == load_volume([path]).array[:, 0, 0].tolist()
+
+
+def test_functional_groups_that_miss_frames_are_refused(write: Write) -> None:
+    """Fewer groups than frames: no frame is guessed at."""
+    path = edit(write(enhanced=True)[0], lambda dataset: dataset.PerFrameFunctionalGroupsSequence.pop())
+    assert () == describe(path).frames
+    with pytest.raises(GeometryError, match="functional groups describe 4 of 5 frames"):
+        load_volume([path])
+
+
 def test_modality_lut_table_is_applied(write: Write) -> None:
     """A Modality LUT Sequence maps stored values, and those outside its range to its ends (PS3.3 C.11.1.1.1)."""
     table = Dataset()
