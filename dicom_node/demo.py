@@ -340,7 +340,7 @@ def run_demo(study_dir: Path | None, out: Path, *, say: Callable[[str], None]) -
         serving.wait_for_port(port, START_TIMEOUT_S)
         say(f"node on port {port}, stand-in PACS on port {pacs.port}")
         started = clock.monotonic()
-        sent = node.admin.send_to([study], host="127.0.0.1", port=port, called_ae=CALLED_AE)
+        sent = node.admin.send_to([study], host="127.0.0.1", port=port, called_ae=CALLED_AE, calling_ae="SCANNER")
         refused = [item for item in sent if not item["stored"]]
         if refused:
             raise DemoFailedError(f"{len(refused)} of {len(sent)} instances were not stored: {refused[0]['reason']}")

@@ -191,8 +191,10 @@ class Admin:
                 return self.send_to(paths, host=peer.address.host, port=peer.address.port, called_ae=peer.ae_title)
         raise NotFoundError(f"no [[destination]] is called {destination!r}")
 
-    def send_to(self, paths: Sequence[Path], *, host: str, port: int, called_ae: str) -> list[dict[str, Any]]:
-        """Send every file of `paths`, folders included; return one entry a file."""
+    def send_to(
+        self, paths: Sequence[Path], *, host: str, port: int, called_ae: str, calling_ae: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Send every file of `paths`, folders included; return one entry a file. `calling_ae`: default our first title."""
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise NotFoundError(f"{missing[0]} does not exist")
@@ -201,7 +203,7 @@ class Admin:
             files,
             Address(host=host, port=port),
             called_ae=called_ae,
-            calling_ae=self._calling_ae,
+            calling_ae=calling_ae or self._calling_ae,
             timeout_s=self._timeout_s,
         )
         return [

@@ -38,6 +38,9 @@ def send(
     host: Annotated[str | None, typer.Option(help="Instead of --to: the receiver's host.")] = None,
     port: Annotated[int | None, typer.Option(help="The receiver's port.")] = None,
     called: Annotated[str, typer.Option("--called", help="The receiver's AE title.")] = "ANY-SCP",
+    calling: Annotated[
+        str | None, typer.Option("--calling", help="Our AE title towards it; default: the first of the node.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Send DICOM files with C-STORE; exit status 1 unless every one is stored."""
@@ -45,7 +48,7 @@ def send(
     if to is not None and host is None and port is None:
         sent = admin.send(paths, destination=to)
     elif to is None and host is not None and port is not None:
-        sent = admin.send_to(paths, host=host, port=port, called_ae=called)
+        sent = admin.send_to(paths, host=host, port=port, called_ae=called, calling_ae=calling)
     else:
         raise UsageError("say where to send: --to DESTINATION, or --host and --port (and --called)")
     failed = [item for item in sent if not item["stored"]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import derived_uid
@@ -182,7 +182,8 @@ def _supersede_earlier(connection: Connection, job_id: int, new: NewJob, now: da
             job.c.study_instance_uid == new.input.study_instance_uid,
             job.c.series_instance_uid == new.series_instance_uid,
             job.c.plugin == new.plugin,
-            job.c.parameters_digest == digest_of(new.parameters),
+            # Another route may want the same series with other parameters: both stand side by side.
+            or_(job.c.parameters_digest == digest_of(new.parameters), job.c.route == new.route),
             job.c.superseded_by.is_(None),
             job.c.id != job_id,
         )

@@ -85,12 +85,13 @@ class Studies:
 
     def orphan_associations(self, is_alive: Callable[[ProcessIdentity], bool]) -> tuple[str, ...]:
         """End the open associations whose process is gone; return their ids."""
-        with self._database.begin() as connection:
+        with self._database.read() as connection:
             rows = connection.execute(select(association).where(association.c.released_at.is_(None))).all()
-            owners = {_owner(row) for row in rows}
-            dead = {owner for owner in owners if not is_alive(owner)}
-            orphans = tuple(row.id for row in rows if _owner(row) in dead)
-            _end_associations(connection, orphans, self._clock.now(), "orphaned")
+        dead = {owner for owner in {_owner(row) for row in rows} if not is_alive(owner)}
+        orphans = tuple(row.id for row in rows if _owner(row) in dead)
+        if orphans:
+            with self._database.begin() as connection:
+                _end_associations(connection, orphans, self._clock.now(), "orphaned")
         return orphans
 
     # Indexing

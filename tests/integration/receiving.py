@@ -164,7 +164,8 @@ def encode_data_set(ds: Dataset, syntax: str = EXPLICIT, *, undefined_lengths: b
     write_dataset(buffer, ds)
     if not uid.is_deflated:
         return buffer.getvalue()
-    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    # Not the level that pydicom uses: whoever encodes anew gives other bytes.
+    deflater = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
     return deflater.compress(buffer.getvalue()) + deflater.flush()
 
 

@@ -127,13 +127,19 @@ def test_a_damaged_copy_is_replaced_by_a_repeat(store: InstanceStore) -> None:
 
 def test_two_associations_may_send_one_instance(store: InstanceStore, tmp_path: Path) -> None:
     """Interleaved writers of one UID never share a file; one of them is new."""
-    writers = [store.begin(meta()) for _ in range(8)]
-    for writer in writers:
-        writer.write([DATA_SET])
-    with ThreadPoolExecutor(8) as pool:
-        filed = list(pool.map(Incoming.commit, writers))
-    assert [False] * 7 + [True] == sorted(one.is_new for one in filed)
-    assert 1 == len(files_below(tmp_path))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(40):
+            writers = [store.begin(meta(f"1.2.{number}")) for _ in range(4)]
+            for writer in writers:
+                writer.write([DATA_SET])
+            with ThreadPoolExecutor(4) as pool:
+                filed = list(pool.map(Incoming.commit, writers))
+            assert [False, False, False, True] == sorted(one.is_new for one in filed)
+    finally:
+        sys.setswitchinterval(interval)
+    assert 40 == len(files_below(tmp_path))
 
 
 def test_abort_leaves_nothing(store: InstanceStore, tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from dicom_node.clock import ManualClock
 from dicom_node.config.schema import Peer
 from dicom_node.dimse import Verdict, echo, send_files
 from dicom_node.errors import StorageError
+from dicom_node.filing import Incoming, InstanceMeta, InstanceStore
 from dicom_node.filing.durable import PartFile
+from dicom_node.receive.association import DataSetSink
 from tests import peers
 from tests.integration.receiving import (
     BIG,
@@ -281,6 +283,31 @@ def test_a_disk_that_fills_on_the_way_costs_no_association(node: Node, monkeypat
         assert 0xA700 == store_raw(assoc, LARGE)
         assert [] == node.files
         assert 0x0000 == store_raw(assoc, SMALL)
+
+
+def test_an_object_that_lost_a_fragment_is_never_filed(tmp_path: Path) -> None:
+    """When space comes back while an object arrives, its rest is not taken for an object of its own."""
+    store = InstanceStore(tmp_path, clock=ManualClock(), reserve_bytes=0)
+    meta = InstanceMeta(
+        sop_class_uid=MR,
+        sop_instance_uid="1.2.3.4",
+        transfer_syntax_uid=EXPLICIT,
+        calling_ae="CT1",
+        called_ae="NODE",
+        association=None,
+    )
+    answers: Iterator[Incoming | StorageError] = iter([StorageError(), store.begin(meta)])
+
+    def begin() -> Incoming:
+        answer = next(answers)
+        if isinstance(answer, StorageError):
+            raise answer
+        return answer
+
+    sink = DataSetSink(begin, lambda: None)
+    assert [100, 100] == [sink.write(b"x" * 100), sink.write(b"x" * 100)]
+    assert isinstance(sink.error, StorageError)
+    assert sink.incoming is None
 
 
 def test_success_waits_for_the_events(node: Node) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -65,26 +66,50 @@ def test_second_migration_changes_nothing(database: Database) -> None:
     assert 1 == database.counters()["study"]
 
 
-def test_four_roles_may_migrate_at_once(tmp_path: Path) -> None:
-    """The roles of a fresh node start together; one of them makes the tables and none fails."""
+def _at_once(n: int, act: Callable[[], None]) -> list[BaseException]:
+    """Run `act` in threads that start together; return what they raised."""
     failures: list[BaseException] = []
+    barrier = threading.Barrier(n)
 
-    def migrate() -> None:
-        database = open_database(tmp_path / "records.sqlite", clock=ManualClock())
+    def run() -> None:
+        barrier.wait()
         try:
-            database.migrate()
-            database.require_current()
+            act()
         except BaseException as error:
             failures.append(error)
-        finally:
-            database.close()
 
-    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    threads = [threading.Thread(target=run) for _ in range(n)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [] == failures
+    return failures
+
+
+def test_four_roles_may_migrate_at_once(tmp_path: Path) -> None:
+    """The roles of a fresh node start together; one of them makes the tables and none fails."""
+
+    def migrate() -> None:
+        database = open_database(tmp_path / "records.sqlite", clock=ManualClock())
+        database.migrate()
+        database.require_current()
+        database.close()
+
+    assert [] == _at_once(4, migrate)
+
+
+def test_new_file_may_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    """The change to a write-ahead log waits for nobody; connections take turns."""
+    for number in range(20):
+        path = tmp_path / f"{number}.sqlite"
+
+        def read(path: Path = path) -> None:
+            database = open_database(path, clock=ManualClock())
+            with database.read() as connection:
+                connection.execute(text("SELECT 1"))
+            database.close()
+
+        assert [] == _at_once(6, read)
 
 
 def test_newer_schema_is_refused(database: Database) -> None:
@@ -166,11 +191,7 @@ def test_two_writers_wait_for_each_other(database: Database) -> None:
                 revision = connection.execute(select(study.c.revision)).scalar_one()
                 connection.execute(update(study).values(revision=revision + 1))
 
-    threads = [threading.Thread(target=raise_revision) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    assert [] == _at_once(4, raise_revision)
     with database.read() as connection:
         assert 101 == connection.execute(select(study.c.revision)).scalar_one()
 

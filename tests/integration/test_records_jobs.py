@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from dicom_node.clock import SystemClock
 from dicom_node.errors import IllegalTransitionError, LeaseLostError, NotFoundError
-from dicom_node.lifecycle import JobState
+from dicom_node.lifecycle import DeliveryState, JobState
 from dicom_node.records import ClaimedJob, Jobs, open_database
 from tests.integration.records_case import STUDY, Records, image, later, new_job, results_of
 
@@ -193,6 +193,19 @@ def test_heartbeat_keeps_the_lease(records: Records) -> None:
         assert () == records.jobs.reap()
 
 
+def test_heartbeat_at_the_last_moment_saves_the_lease(records: Records) -> None:
+    """A beat that comes while the reaper is looking counts."""
+    records.jobs.enqueue(new_job(records))
+    claimed = _claimed(records)
+    records.clock.advance(31)
+
+    def beat(worker: str) -> bool:
+        records.jobs.heartbeat(claimed.id, claimed.token)
+        return True
+
+    assert () == records.jobs.reap(beat)
+
+
 def test_expired_lease_that_nobody_took_may_still_end_the_job(records: Records) -> None:
     """Work that is done is not thrown away while no other has begun it."""
     records.jobs.enqueue(new_job(records))
@@ -274,6 +287,16 @@ def test_job_for_newer_images_supersedes(records: Records) -> None:
         records.jobs.heartbeat(running.id, running.token)
 
 
+def test_only_the_same_question_is_superseded(records: Records) -> None:
+    """Another route's job with other parameters stands; that of the same route with a former model does not."""
+    other_route, _ = records.jobs.enqueue(new_job(records, route="strict", parameters={"threshold": 0.9}))
+    former, _ = records.jobs.enqueue(new_job(records, parameters={"model_sha256": "a"}))
+    records.studies.index([image(3, at=later(9))])
+    new, _ = records.jobs.enqueue(new_job(records, parameters={"model_sha256": "b"}))
+    assert new == records.jobs.show(former).job.superseded_by
+    assert records.jobs.show(other_route).job.superseded_by is None
+
+
 def test_filed_results_of_a_superseded_job_are_still_delivered(records: Records) -> None:
     """Results that may have been sent in part already are sent whole; the newer job follows."""
     old, _ = records.jobs.enqueue(new_job(records))
@@ -348,10 +371,21 @@ def test_cancelled_delivery_is_not_sent(records: Records) -> None:
     job_id, _ = records.jobs.enqueue(new_job(records))
     _file(records, _claimed(records))
     records.jobs.cancel(job_id, "wrong patient")
-    assert records.deliveries.claim(None, "s1", 30.0) is None
+    assert {DeliveryState.SKIPPED} == {one.state for one in records.deliveries.list()}
     assert JobState.DELIVERING is records.jobs.retry(job_id)
     assert records.deliveries.claim(None, "s1", 30.0) is not None
     assert records.jobs.claim("w1", 30.0) is None
+
+
+def test_delivery_under_way_is_not_tried_again_after_a_cancel(records: Records) -> None:
+    """What a sender holds at that moment may arrive; when it does not, that was the last attempt."""
+    job_id, _ = records.jobs.enqueue(new_job(records, destinations={"pacs": ("sr",)}))
+    _file(records, _claimed(records))
+    sending = records.deliveries.claim("pacs", "s1", 30.0)
+    assert sending is not None
+    records.jobs.cancel(job_id, "wrong patient")
+    records.deliveries.retry_later(sending.id, sending.token, "no answer", None, records.clock.now())
+    assert ((), None) == (records.deliveries.due(), records.deliveries.claim("pacs", "s1", 30.0))
 
 
 def test_retry_by_hand_has_all_attempts_again(records: Records) -> None:

@@ -76,3 +76,42 @@ def test_dsrdump_reads_the_report(masks: str, tmp_path: Path) -> None:
     said = done.stdout.decode()
     for expected in ("Absent" if masks == "nothing" else "POLYLINE", "UNVERIFIED", "PRELIMINARY"):
         assert expected in said
+
+
+@pytest.mark.parametrize("enhanced", [False, True])
+@pytest.mark.parametrize("masks", ["one", "apart", "overlapping"])
+def test_dcmqi_reads_the_same_voxels(masks: str, enhanced: bool, tmp_path: Path) -> None:
+    """Another library's reader finds every segment's voxels at the place of its mask, to 1e-3 mm."""
+    affine = case.affine(kind="oblique")
+    seg = written(tmp_path, masks, enhanced=enhanced, order=(3, 1, 0, 2, 8, 7, 6, 5, 4))["seg"]
+
+    files = peers.segimage2itkimage(seg, tmp_path / "nrrd")
+
+    assert len(MASKS[masks]) == len(files)
+    for path, (_, mask) in zip(files, MASKS[masks], strict=True):
+        array, theirs = read_nrrd(path)
+        np.testing.assert_allclose(_places(array > 0, theirs), _places(mask, affine), atol=1e-3)
+
+
+def _places(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the LPS positions of the voxels, sorted by slice, row and column of either grid."""
+    places = np.argwhere(mask)[:, ::-1] @ affine[:3, :3].T + affine[:3, 3]
+    order = np.lexsort((places @ case.affine(kind="oblique")[:3, :3]).round(2).T)
+    return np.asarray(places[order])
+
+
+def test_dcmqi_reads_the_same_measurements(tmp_path: Path) -> None:
+    """Another library's reader of TID 1500 finds every group with its volume."""
+    report = written(tmp_path, "apart")["sr"]
+
+    read = json.loads(peers.tid1500reader(report, tmp_path / "sr.json").read_text())
+
+    volumes = {
+        group["TrackingIdentifier"]: float(item["value"])
+        for group in read["Measurements"]
+        for item in group["measurementItems"]
+        if item["quantity"]["CodeMeaning"] == "Volume"
+    }
+    voxel_ml = abs(np.linalg.det(case.affine(kind="oblique")[:3, :3])) / 1000
+    expected = {f"{label} {n}": mask.sum() * voxel_ml for n, (label, mask) in enumerate(MASKS["apart"], 1)}
+    assert pytest.approx(expected) == volumes
