@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from dicom_node.reading import read_nrrd
 from dicom_node.report import build_results, encode
 from tests import peers
+from tests.peers.dcmqi import tid1500reader
 from tests.peers.require import find_program
 from tests.unit import report_case as case
 from tests.unit.test_report_source import CRASHES
@@ -104,7 +109,7 @@ def test_dcmqi_reads_the_same_measurements(tmp_path: Path) -> None:
     """Another library's reader of TID 1500 finds every group with its volume."""
     report = written(tmp_path, "apart")["sr"]
 
-    read = json.loads(peers.tid1500reader(report, tmp_path / "sr.json").read_text())
+    read = json.loads(tid1500reader(report, tmp_path / "sr.json").read_text())
 
     volumes = {
         group["TrackingIdentifier"]: float(item["value"])
