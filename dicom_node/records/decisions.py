@@ -74,11 +74,13 @@ class Decisions:
         decisions: Sequence[NewDecision],
         *,
         config_digest: str,
+        is_final: bool = True,
     ) -> Decided:
         """Write what the rules said of a study (`series_uid` None) or series as it stood at `revision`.
 
         Decisions, their jobs and the mark that this revision is judged are one transaction; nothing is written when
-        the study or series has changed since. A repeated decision leaves the row that it finds.
+        the study or series has changed since. A repeated decision leaves the row that it finds. `is_final` False:
+        other rules still have to speak, so the mark is not set.
 
         Raises
         ------
@@ -96,7 +98,8 @@ class Decisions:
                     jobs.append(asked)
                     job_id = asked[0]
                 self._record(connection, (study_uid, series_uid or "", one.route, revision), one, config_digest, job_id)
-            mark_decided(connection, study_uid, series_uid, revision)
+            if is_final:
+                mark_decided(connection, study_uid, series_uid, revision)
         return Decided(is_current=True, jobs=tuple(jobs))
 
     def list(self, study_uid: str) -> tuple[DecisionRow, ...]:
