@@ -166,7 +166,8 @@ def encode_data_set(ds: Dataset, syntax: str = EXPLICIT, *, undefined_lengths: b
         return buffer.getvalue()
     # Not the level that pydicom uses: whoever encodes anew gives other bytes.
     deflater = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
-    return deflater.compress(buffer.getvalue()) + deflater.flush()
+    deflated = deflater.compress(buffer.getvalue()) + deflater.flush()
+    return deflated + bytes(len(deflated) % 2)  # PS3.5 A.5: padded to an even length
 
 
 def dicom_file(

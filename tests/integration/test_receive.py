@@ -28,6 +28,7 @@ from tests.integration.receiving import (
     DEFLATED,
     EXPLICIT,
     IMPLICIT,
+    MR,
     Node,
     association,
     dicom_file,
