@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -85,7 +86,7 @@ def test_same_work_has_one_row(records: Records) -> None:
 @pytest.mark.parametrize(
     "change", [{"plugin": "other"}, {"plugin_version": "1.0.1"}, {"parameters": {"a": 1}}, {"input_digest": "f" * 64}]
 )
-def test_different_work_is_another_job(records: Records, change: dict[str, object]) -> None:
+def test_different_work_is_another_job(records: Records, change: dict[str, Any]) -> None:
     """Each part of the key makes a difference."""
     records.jobs.enqueue(new_job(records))
     _, is_new = records.jobs.enqueue(new_job(records, **change))
