@@ -67,6 +67,19 @@ class InstanceDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceMeta:
+    """What is known of an instance before its first byte arrives: from negotiation and the command set."""
+
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    calling_ae: str
+    called_ae: str
+    association: str | None
+    """Identifier of the association's row."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FiledInstance:
     """One immutable version of an instance in the store."""
 

@@ -10,14 +10,11 @@ import hashlib
 import mmap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from dicom_node.errors import StorageError
 from dicom_node.filing.durable import Bytes, PartFile, storage_error
-from dicom_node.filing.meta import InstanceMeta, encoded
-
-if TYPE_CHECKING:
-    from dicom_node.study import FiledInstance
+from dicom_node.filing.meta import encoded
+from dicom_node.study import FiledInstance, InstanceMeta
 
 
 class Incoming:

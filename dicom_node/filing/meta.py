@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 from dicom_node.errors import UndecodableError
 from dicom_node.ids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from dicom_node.study import InstanceMeta
 
 PREAMBLE: Final = bytes(128) + b"DICM"
 
@@ -31,19 +31,6 @@ _HEAD: Final = len(PREAMBLE) + 12
 """Preamble, prefix and the group length element."""
 LARGEST_META_BYTES: Final = 1 << 16
 """Far above any group 2 that we write; a longer one is damage."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceMeta:
-    """What is known of an instance before its first byte arrives: from negotiation and the command set."""
-
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-    calling_ae: str
-    called_ae: str
-    association: str | None
-    """Identifier of the association's row."""
 
 
 def encoded(meta: InstanceMeta) -> bytes:

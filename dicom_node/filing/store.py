@@ -27,9 +27,8 @@ from dicom_node.filing.durable import (
 )
 from dicom_node.filing.incoming import Incoming
 from dicom_node.filing.layout import digest_in, is_uid, version_path
-from dicom_node.filing.meta import InstanceMeta
 from dicom_node.logs import Log
-from dicom_node.study import FiledInstance
+from dicom_node.study import FiledInstance, InstanceMeta
 
 INSTANCES_FOLDER: Final = "instances"
 INCOMING_FOLDER: Final = "incoming"

@@ -27,7 +27,7 @@ from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from dicom_node.clock import Clock
 from dicom_node.errors import DicomNodeError
-from dicom_node.filing import Incoming
+from dicom_node.receive.faces import Incoming
 
 if TYPE_CHECKING:
     from dicom_node.receive.listener import OpenAssociation

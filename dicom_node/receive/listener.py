@@ -1,4 +1,4 @@
-"""The listener: C-ECHO and C-STORE on one port. Bytes go into an `Incoming` of filing, facts to `ReceiveEvents`.
+"""The listener: C-ECHO and C-STORE on one port. Bytes go into an `Incoming` of the store, facts to `ReceiveEvents`.
 
 Success is answered only after the instance is durable and its events took note of it. A sender never waits for anything
 further downstream. Nothing here reads pixels, decides what is done with a study, or touches records.
@@ -26,12 +26,12 @@ from dicom_node.clock import Clock
 from dicom_node.config.schema import Peer, ReceiveSettings
 from dicom_node.dimse import acceptable_contexts, status
 from dicom_node.errors import RefusedInputError, StorageError, UndecodableError
-from dicom_node.filing import Incoming, InstanceMeta, InstanceStore
 from dicom_node.logs import Log
 from dicom_node.receive.access import CONGESTED, NO_ROOM, Denied, admit, is_known_address, may
 from dicom_node.receive.association import DataSetSink, ReceivingAssociation, ReceivingHandler, RefusalError
+from dicom_node.receive.faces import Incoming, Store
 from dicom_node.receive.identify import identify
-from dicom_node.study import Association, FiledInstance
+from dicom_node.study import Association, FiledInstance, InstanceMeta
 
 How: TypeAlias = Literal["released", "aborted", "lost"]
 """How an association ended: by agreement, by an abort of either side, or because the connection went away."""
@@ -92,7 +92,7 @@ class Listener:
         ae_titles: Sequence[str],
         peers: Sequence[Peer],
         *,
-        store: InstanceStore,
+        store: Store,
         events: ReceiveEvents,
         clock: Clock,
         log: Log,
