@@ -72,7 +72,9 @@ def implausible_result(bounds: Bounds, findings: Sequence[Finding], shape: tuple
 def _outside(
     what: str, value: float, interval: tuple[float, float] | None, unit: str, *, digits: int = 1
 ) -> str | None:
-    if interval is None or interval[0] <= value <= interval[1]:
+    # The ends belong to the interval, whatever the rounding.
+    hair = 1e-9 * abs(value)
+    if interval is None or interval[0] - hair <= value <= interval[1] + hair:
         return None
     low, high = interval
     words = f" {unit}" if unit else ""
