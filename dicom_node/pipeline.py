@@ -42,7 +42,6 @@ from dicom_node.records import (
     NewDecision,
     NewJob,
     NewResult,
-    SeriesEvidence,
     Studies,
     StudyEvidence,
 )
@@ -149,6 +148,10 @@ class Decision:
         self._config_digest = config_digest(config)
         self._kinds = {one.name: tuple(one.profile.results) for one in config.destination}
         self._plugins = {plugin.id: plugin for plugin in registry}
+        self._judged: frozenset[tuple[str, str, str, int]] = frozenset()
+        """(route, study, series, revision) that spoke while a slower route has not yet; lost with the process, which
+        only makes them speak again."""
+        self._since = clock.now()
         self._clock = clock
         self._log = log
 
@@ -158,39 +161,49 @@ class Decision:
         return any(decided)
 
     def _ask(self, study: StudyEvidence) -> bool:
-        arrival = _arrival(study)
-        routes = [route for route in self._config.route if route.start == "series"]
-        complete = [
-            series
-            for series in study.series
-            if all(self._is_complete(arrival, route.complete, series.series_instance_uid) for route in routes)
-        ]
-        undecided = [series for series in complete if not series.is_decided]
-        if routes and undecided:
-            self._decide_series(study, routes, complete, undecided)
+        arrival = _arrival(study, self._since)
+        by_series = [route for route in self._config.route if route.start == "series"]
+        asked = [self._ask_about_series(study, arrival, route, by_series) for route in by_series]
         whole = [route for route in self._config.route if route.start == "study"]
-        quiet = [route.complete for route in whole or routes] or [Complete()]
-        if not all(self._is_complete(arrival, one, None) for one in quiet):
-            return bool(routes and undecided)
-        return self._decide_study(study, whole)
+        quiet = [route.complete for route in whole or by_series] or [Complete()]
+        if all(self._is_complete(arrival, one, None) for one in quiet):
+            return self._decide_study(study, whole)
+        return any(asked)
 
     def _is_complete(self, arrival: routing.StudyEvidence, complete: Complete, series_uid: str | None) -> bool:
         verdict = routing.assess(arrival, self._clock.now(), complete, series_instance_uid=series_uid)
         return isinstance(verdict, routing.IsComplete)
 
-    def _decide_series(
-        self,
-        study: StudyEvidence,
-        routes: Sequence[Route],
-        complete: Sequence[SeriesEvidence],
-        undecided: Sequence[SeriesEvidence],
-    ) -> None:
-        """Ask the routes about the complete series: all of them are compared, the undecided ones are written."""
-        uids = {series.series_instance_uid for series in complete}
-        answers = self._apply(study.study_instance_uid, routes, uids)
-        for series in undecided:
+    def _ask_about_series(
+        self, study: StudyEvidence, arrival: routing.StudyEvidence, route: Route, routes: Sequence[Route]
+    ) -> bool:
+        """Ask one route about the series that are complete by its own measure: no slower route holds it up.
+
+        All complete series are compared; what is written is about those that it has not judged as they stand now. A
+        series is decided when the last of `routes` has judged it.
+        """
+        complete = [one for one in study.series if self._is_complete(arrival, route.complete, one.series_instance_uid)]
+        key = (route.name, study.study_instance_uid)
+        new = [
+            one
+            for one in complete
+            if not one.is_decided and (*key, one.series_instance_uid, one.revision) not in self._judged
+        ]
+        if not new:
+            return False
+        answers = self._apply(study.study_instance_uid, [route], {one.series_instance_uid for one in complete})
+        for series in new:
             mine = [answer for answer in answers if answer.series_instance_uid == series.series_instance_uid]
-            self._write(study.study_instance_uid, series.series_instance_uid, series.revision, mine)
+            judged = {
+                (other.name, study.study_instance_uid, series.series_instance_uid, series.revision) for other in routes
+            }
+            mark = (*key, series.series_instance_uid, series.revision)
+            is_last = judged <= self._judged | {mark}
+            if self._write(
+                study.study_instance_uid, series.series_instance_uid, series.revision, mine, is_final=is_last
+            ):
+                self._judged = self._judged - judged if is_last else self._judged | {mark}
+        return True
 
     def _decide_study(self, study: StudyEvidence, routes: Sequence[Route]) -> bool:
         answers = self._apply(study.study_instance_uid, routes, None) if routes else ()
@@ -211,6 +224,8 @@ class Decision:
         revision: int,
         answers: Sequence[routing.RouteDecision],
         spoken: Sequence[NewDecision] = (),
+        *,
+        is_final: bool = True,
     ) -> bool:
         """Write decisions and jobs in one transaction; nothing when more has come since, then it is asked again."""
         decided = self._decisions.decide(
@@ -230,6 +245,7 @@ class Decision:
                 ),
             ],
             config_digest=self._config_digest,
+            is_final=is_final,
         )
         for job_id, is_new in decided.jobs:
             self._log.info("job.queued" if is_new else "job.exists", job_id=job_id, study_instance_uid=study_uid)
@@ -263,14 +279,17 @@ def input_digest(images: Iterable[tuple[str, str]]) -> str:
     return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
 
 
-def _arrival(study: StudyEvidence) -> routing.StudyEvidence:
-    """Return the rows of a study as completeness reads them; whether an owner lives is asked of the machine."""
+def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
+    """Return the rows of a study as completeness reads them; whether an owner lives is asked of the machine.
+
+    Quiet times begin no earlier than `since`: after a restart nobody knows what was under way, so all count afresh.
+    """
     return routing.StudyEvidence(
         study_instance_uid=study.study_instance_uid,
         series=tuple(
             routing.SeriesEvidence(
                 series_instance_uid=series.series_instance_uid,
-                last_received_at=series.last_received_at,
+                last_received_at=max(series.last_received_at, since),
                 n_instances=series.n_images,
             )
             for series in study.series

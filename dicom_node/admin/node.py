@@ -194,7 +194,7 @@ class Admin:
     def send_to(
         self, paths: Sequence[Path], *, host: str, port: int, called_ae: str, calling_ae: str | None = None
     ) -> list[dict[str, Any]]:
-        """Send every file of `paths`, folders included; return one entry a file. `calling_ae`: default our first title."""
+        """Send every file of `paths`, folders included; return one entry a file. `calling_ae`: ours by default."""
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise NotFoundError(f"{missing[0]} does not exist")
