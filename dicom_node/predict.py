@@ -102,7 +102,8 @@ def run_model(prepared: Prepared, manifest: Manifest, engine: Engine) -> NDArray
         )
     padded = pad_to_multiple(array, tensor.divisor, float(array.min()))
     z, y, x = prepared.array.shape
-    return run(padded[np.newaxis])[0][:, :z, :y, :x]
+    (probability,) = run(padded[np.newaxis])
+    return np.asarray(probability[:, :z, :y, :x])
 
 
 def find(probability: NDArray[np.float32], prepared: Grid, volume: Volume, manifest: Manifest) -> tuple[Finding, ...]:

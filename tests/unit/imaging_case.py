@@ -1,4 +1,4 @@
-"""Volumes on any grid, smooth bodies in millimetres, and a network that anybody can compute: for tests from volume to findings."""
+"""Volumes on any grid, bodies in millimetres, a network that anybody can compute: for tests from volume to findings."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def test_too_many_windows_are_refused() -> None:
     with pytest.raises(RefusedInputError, match="needs 27 windows, the plugin allows 26"):
         slide(
             np.zeros((1, 12, 12, 12), np.float32),
-            lambda windows: pytest.fail("it ran"),
+            lambda _windows: pytest.fail("it ran"),
             window=(4, 4, 4),
             overlap=0.0,
             blend="constant",
