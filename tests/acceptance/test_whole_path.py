@@ -65,6 +65,7 @@ def test_phantom_goes_in_and_seg_and_sr_come_back(
 
 
 @pytest.mark.data
+@pytest.mark.timeout(900)  # a network of a whole head on two cores
 def test_real_t1_comes_back_as_the_reference_brain(
     orthanc, site, storescu, real_t1, shared_data, dciodvfy, dcmqi_segimage2itkimage, tmp_path
 ):
@@ -74,7 +75,7 @@ def test_real_t1_comes_back_as_the_reference_brain(
     node.install("brain_mask", shared_data / "models")
     node.start()
     storescu(real_t1.folder, node.port)
-    (job,) = node.wait_for_jobs(1)
+    (job,) = node.wait_for_jobs(1, timeout_s=800)
     assert ("done", None) == (job["state"], job["reason"])
     files = _fetched(pacs, real_t1.uid, tmp_path)
     assert [] == dciodvfy(files["SEG"]) + dciodvfy(files["SR"])
