@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Final, Literal
 
 from dicom_node.config.schema import Peer
+from dicom_node.study import Association
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,14 @@ CONGESTED: Final = Denied(
     result=_TRANSIENT, source=_PRESENTATION, diagnostic=1, reason="the node is stopping or cannot record associations"
 )
 """Temporary congestion: senders try again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenAssociation:
+    """An admitted association and the peer behind it."""
+
+    row: Association
+    peer: Peer
 
 
 def admit(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -27,10 +27,8 @@ from pynetdicom.transport import AssociationSocket, RequestHandler
 
 from dicom_node.clock import Clock
 from dicom_node.errors import DicomNodeError
+from dicom_node.receive.access import OpenAssociation
 from dicom_node.receive.faces import Incoming
-
-if TYPE_CHECKING:
-    from dicom_node.receive.listener import OpenAssociation
 
 _ERROR_COMMENT_LENGTH: Final = 64
 """VR LO (PS3.7 Annex E, (0000,0902))."""

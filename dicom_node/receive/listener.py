@@ -13,7 +13,6 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from pynetdicom import AE, evt
@@ -27,7 +26,7 @@ from dicom_node.config.schema import Peer, ReceiveSettings
 from dicom_node.dimse import acceptable_contexts, status
 from dicom_node.errors import RefusedInputError, StorageError, UndecodableError
 from dicom_node.logs import Log
-from dicom_node.receive.access import CONGESTED, NO_ROOM, Denied, admit, is_known_address, may
+from dicom_node.receive.access import CONGESTED, NO_ROOM, Denied, OpenAssociation, admit, is_known_address, may
 from dicom_node.receive.association import DataSetSink, ReceivingAssociation, ReceivingHandler, RefusalError
 from dicom_node.receive.faces import Incoming, Store
 from dicom_node.receive.identify import identify
@@ -63,14 +62,6 @@ class ReceiveEvents(Protocol):
     def closed(self, association_id: str, how: How) -> None:
         """Hear that the association is over; after its last `filed`, exactly once per `opened`."""
         ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenAssociation:
-    """An admitted association and the peer behind it."""
-
-    row: Association
-    peer: Peer
 
 
 class Listener:
