@@ -1,7 +1,7 @@
 """Everything is built here, from one configuration, and nowhere else.
 
-A `Node` holds what commands need; `run_role` adds the loops of one role. Parts are made when they are first asked for,
-so that `jobs list` opens a database and nothing more.
+A `Node` holds what commands need; `run_role` adds the loops of one role. Parts are imported and made when they are
+first asked for, so that `jobs list` opens a database and nothing more, and the receiver never loads a network's runtime.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import sys
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dicom_node import ids, roles, upkeep
-from dicom_node.admin import Admin
+from dicom_node import ids, roles
 from dicom_node.clock import SystemClock
 from dicom_node.config import Config, data_dir, find_config, load_config
-from dicom_node.filing import InstanceStore, ResultStore
-from dicom_node.infer import PluginRegistry, Slots
 from dicom_node.logs import Log, start_logging
-from dicom_node.pipeline import Decision, Dispatch, Reception, Work
-from dicom_node.receive import Listener
-from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies, open_database
+
+if TYPE_CHECKING:
+    from dicom_node.admin import Admin
+    from dicom_node.filing import InstanceStore, ResultStore
+    from dicom_node.infer import PluginRegistry
+    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
 
 SHIPPED = Path(__file__).parent / "shipped"
 """What an installed wheel brings along; in a checkout the same folders stand at its top."""
@@ -53,6 +54,8 @@ class Node:
     @cached_property
     def database(self) -> Database:
         """The records, migrated to this version."""
+        from dicom_node.records import open_database
+
         self.data_dir.mkdir(parents=True, exist_ok=True)
         database = open_database(self.data_dir / "records.sqlite", clock=self.clock)
         database.migrate()
@@ -61,37 +64,51 @@ class Node:
     @cached_property
     def studies(self) -> Studies:
         """Studies and associations."""
+        from dicom_node.records import Studies
+
         return Studies(self.database)
 
     @cached_property
     def jobs(self) -> Jobs:
         """The queue."""
+        from dicom_node.records import Jobs
+
         return Jobs(self.database)
 
     @cached_property
     def decisions(self) -> Decisions:
         """What rules said."""
+        from dicom_node.records import Decisions
+
         return Decisions(self.database, self.jobs)
 
     @cached_property
     def deliveries(self) -> Deliveries:
         """Results under way."""
+        from dicom_node.records import Deliveries
+
         return Deliveries(self.database)
 
     @cached_property
     def store(self) -> InstanceStore:
         """Received instances."""
+        from dicom_node.filing import InstanceStore
+
         reserve = self.config.storage.reserve_mb << 20
         return InstanceStore(self.data_dir / "received", clock=self.clock, reserve_bytes=reserve)
 
     @cached_property
     def results(self) -> ResultStore:
         """Our results."""
+        from dicom_node.filing import ResultStore
+
         return ResultStore(self.data_dir / "results")
 
     @cached_property
     def registry(self) -> PluginRegistry:
         """The plugins of the configured paths, then the shipped ones."""
+        from dicom_node.infer import PluginRegistry
+
         configured = [self.config_file.parent / path for path in self.config.plugins.paths]
         return PluginRegistry([*configured, shipped("plugins")], self.data_dir / "models")
 
@@ -112,6 +129,8 @@ class Node:
     @cached_property
     def admin(self) -> Admin:
         """What commands may do."""
+        from dicom_node.admin import Admin
+
         return Admin(self)
 
     def role(self, role: Role) -> roles.Role:
@@ -120,6 +139,10 @@ class Node:
         return build[role]()
 
     def _receiver(self) -> roles.Role:
+        from dicom_node import upkeep
+        from dicom_node.pipeline import Reception
+        from dicom_node.receive import Listener
+
         log = Log("receiver")
         reception = Reception(self.studies, process=ids.process_identity(), clock=self.clock, log=log)
         listener = Listener(
@@ -144,6 +167,10 @@ class Node:
         return roles.LoopingRole(loops, log=log, before=before, after=after)
 
     def _worker(self) -> roles.Role:
+        from dicom_node import upkeep
+        from dicom_node.infer import Slots
+        from dicom_node.pipeline import Decision, Work
+
         log = Log("worker")
         count = self.config.worker.slots
         slots = Slots(count, clock=self.clock)
@@ -170,6 +197,8 @@ class Node:
         return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)
 
     def _sender(self) -> roles.Role:
+        from dicom_node.pipeline import Dispatch
+
         log = Log("sender")
         peers = {peer.name: peer for peer in self.config.peer}
         loops = [

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from dicom_node.admin import Picture, draw_outlines
+from dicom_node.admin.inspection import Picture, draw_outlines
 from dicom_node.app import Node, shipped
 from dicom_node.clock import Clock, SystemClock
 from dicom_node.config.schema import Peer, ReceiveSettings

@@ -2,6 +2,8 @@
 
 Every method returns plain values with the keys that `--json` promises. It reads and writes records; it never touches a
 socket except to greet or send, and never a file except to look at it.
+
+What reads images, talks DICOM or infers is imported by the methods that do so: `jobs list` answers without it.
 """
 
 from __future__ import annotations
@@ -9,20 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dicom_node import routing
-from dicom_node.admin import checks, inspection
-from dicom_node.admin.selftest import selftest
 from dicom_node.clock import Clock
 from dicom_node.config import Config
 from dicom_node.config.schema import Address, Peer
-from dicom_node.dimse import Verdict, echo, send_files
 from dicom_node.errors import NotFoundError, UnreachableError, UsageError
 from dicom_node.ids import Installation
-from dicom_node.infer import PluginRegistry, Slots
-from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
 from dicom_node.study import StudyView
+
+if TYPE_CHECKING:
+    from dicom_node.infer import PluginRegistry
+    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
 
 
 class Parts(Protocol):
@@ -151,6 +151,8 @@ class Admin:
 
     def explain(self, study: str) -> list[dict[str, Any]]:
         """Return what each route decides about a file, a folder or a stored study, with every condition."""
+        from dicom_node import routing
+
         now = self._node.clock.now()
         requirements = {plugin.id: plugin.manifest.input_series[0] for plugin in self._node.registry}
         explained = []
@@ -161,6 +163,8 @@ class Admin:
 
     def _views(self, study: str) -> Sequence[StudyView]:
         if Path(study).exists():
+            from dicom_node.admin import inspection
+
             return inspection.study_views(Path(study), self._node.clock.now())
         return [self._node.studies.view(study)]
 
@@ -174,6 +178,8 @@ class Admin:
         UnreachableError
             When it does not answer, or not with success.
         """
+        from dicom_node.dimse import echo
+
         peer = self._peer(name)
         assert peer.address is not None
         started = self._node.clock.monotonic()
@@ -195,6 +201,9 @@ class Admin:
         self, paths: Sequence[Path], *, host: str, port: int, called_ae: str, calling_ae: str | None = None
     ) -> list[dict[str, Any]]:
         """Send every file of `paths`, folders included; return one entry a file. `calling_ae`: ours by default."""
+        from dicom_node.admin import inspection
+        from dicom_node.dimse import Verdict, send_files
+
         missing = [path for path in paths if not path.exists()]
         if missing:
             raise NotFoundError(f"{missing[0]} does not exist")
@@ -221,10 +230,15 @@ class Admin:
 
     def inspect(self, path: Path, *, nifti: Path | None = None) -> list[dict[str, Any]]:
         """Return what the node sees below `path`; see admin.inspection."""
+        from dicom_node.admin import inspection
+
         return inspection.inspect(path, self._node.registry, nifti=nifti)
 
     def infer(self, plugin_id: str, path: Path, out: Path) -> dict[str, Any]:
         """Run a study through one plugin without the queue."""
+        from dicom_node.admin import inspection
+        from dicom_node.infer import Slots
+
         plugin = self._node.registry.get(plugin_id)
         slots = Slots(1, clock=self._node.clock)
         try:
@@ -258,6 +272,9 @@ class Admin:
 
     def selftest(self, plugin_id: str | None) -> list[dict[str, Any]]:
         """Compute the reference case of one plugin, or of every plugin that can run, again."""
+        from dicom_node.admin.selftest import selftest
+        from dicom_node.infer import Slots
+
         registry = self._node.registry
         chosen = [registry.get(plugin_id)] if plugin_id else [one for one in registry if one.defect() is None]
         slots = Slots(1, clock=self._node.clock)
@@ -274,6 +291,8 @@ class Admin:
 
     def check(self, *, network: bool) -> list[dict[str, Any]]:
         """Return what was checked, whether it is well, and the detail."""
+        from dicom_node.admin import checks
+
         found = checks.local(self._node)
         return found + (checks.network(self._node.config, self.echo) if network else [])
 

@@ -61,7 +61,7 @@ def measure(
     as_json: JsonOption = False,
 ) -> None:
     """Measure every label of a mask on its image."""
-    from dicom_node.admin import measure_mask
+    from dicom_node.admin.inspection import measure_mask  # reads images: a second to load
 
     show(measure_mask(mask, image), MEASURE_COLUMNS, as_json=as_json)
 

@@ -12,7 +12,6 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from skimage.measure import approximate_polygon, find_contours
 
 from dicom_node.findings import Mask
 from dicom_node.imaging.volume import Volume
@@ -101,6 +100,8 @@ def outline(mask: Mask, slice_index: int) -> tuple[tuple[float, float], ...]:
     It runs half-way between the centres of voxels inside and outside, as the surface does that `measure` measures;
     holes have no outline. Empty when the slice holds nothing.
     """
+    from skimage.measure import approximate_polygon, find_contours  # a second to load; only a finding needs it
+
     place = slice_index - mask.offset[0]
     if not 0 <= place < mask.array.shape[0] or not mask.array[place].any():
         return ()

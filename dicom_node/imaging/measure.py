@@ -22,7 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
-from skimage.measure import marching_cubes
 
 from dicom_node.findings import Line, Mask, Measurements
 from dicom_node.imaging.geometry import Grid
@@ -78,6 +77,8 @@ def measure(mask: Mask, volume: Volume) -> Measurements:
 
 def _surface(mask: Mask, grid: Grid) -> _Surface:
     """Return what the surface mesh says."""
+    from skimage.measure import marching_cubes  # a second to load; only a finding needs it
+
     vertices, faces, _, _ = marching_cubes(np.pad(mask.array, 1).astype(np.float32), 0.5)
     # About the mask's own corner: the signed volumes below lose digits far from the origin.
     points = vertices[:, ::-1].astype(np.float64) @ grid.affine_lps[:3, :3].T

@@ -18,12 +18,9 @@ from pathlib import Path
 
 from dicom_node import errors
 from dicom_node.clock import Clock, SystemClock
-from dicom_node.engines import OnnxRuntimeEngine, load_model
 from dicom_node.errors import ChildDiedError, DicomNodeError, LimitExceededError
 from dicom_node.findings import Findings
 from dicom_node.infer.registry import Plugin
-from dicom_node.predict import predict
-from dicom_node.reading import load_volume
 
 POLL_S = 0.05
 """How often memory and time are looked at while a job runs."""
@@ -153,6 +150,11 @@ def _die_with_parent(parent_pid: int) -> None:
 
 def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid: int) -> None:
     """Answer requests until the parent hangs up. A process boundary: every error becomes an answer."""
+    # The runtime and what reads images are for this process alone; the parents, all roles, do without.
+    from dicom_node.engines import OnnxRuntimeEngine, load_model
+    from dicom_node.predict import predict
+    from dicom_node.reading import load_volume
+
     _die_with_parent(parent_pid)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then ends the child itself

@@ -17,9 +17,7 @@ from dicom_node.findings import Findings
 from dicom_node.plugin_api import Manifest
 from dicom_node.report.check import check_identity, check_seg, check_sr
 from dicom_node.report.provenance import Kind, ResultIdentity
-from dicom_node.report.seg import build_seg
 from dicom_node.report.source import match_sources
-from dicom_node.report.sr import build_sr
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -58,6 +56,10 @@ def build_results(
     ResultError
         When the result was withheld, or an object contradicts its sources, its findings or itself.
     """
+    # highdicom takes half a second to load, and the receiver and the sender never build a result.
+    from dicom_node.report.seg import build_seg
+    from dicom_node.report.sr import build_sr
+
     if findings.outcome == "withheld":
         raise ResultError(f"the result was withheld, nothing of it leaves: {findings.reason}")
     matched = match_sources(findings.frames, sources)
