@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from dicom_node.errors import NotFoundError, StorageError
+from dicom_node.errors import NotFoundError
 from dicom_node.filing.durable import (
     PartFile,
     fsync_folder,
@@ -15,11 +15,15 @@ from dicom_node.filing.durable import (
     sweep_parts,
     this_process,
 )
-from dicom_node.filing.layout import uid_hash, version_path
+from dicom_node.filing.layout import version_path
 
 
 class ResultStore:
-    """Result objects under `root`, whole DICOM files. One SOP Instance UID never has two contents."""
+    """Result objects under `root`, whole DICOM files; immutable versions, addressed by their content.
+
+    What counts is the version that the row of the result names: that row is written once for a SOP Instance UID, so
+    one UID never leaves with two contents. A file without a row was left by a job that was cut off, and blocks nobody.
+    """
 
     def __init__(self, root: Path) -> None:
         self._root = root.resolve()
@@ -43,15 +47,12 @@ class ResultStore:
         Raises
         ------
         StorageError
-            When the disk refuses, or other bytes are filed under this UID already.
+            When the disk refuses.
         """
         digest = hashlib.sha256(content).hexdigest()
         target = self._results / version_path(sop_instance_uid, digest)
         try:
             changed = make_folders(target.parent)
-            others = [path for path in target.parent.glob(f"{uid_hash(sop_instance_uid)}-*") if path != target]
-            if others:
-                raise StorageError("another result is filed under this SOP Instance UID; results never change")
             is_new = not (target.is_file() and target.stat().st_size == len(content))
             if is_new:
                 with PartFile(self._incoming, self._owner) as part:
