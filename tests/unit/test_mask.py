@@ -90,6 +90,8 @@ def test_contrast_is_against_the_shell_around() -> None:
     grid = make_grid((12, 12, 12))
     values = np.full(grid.shape, -500.0)
     values[2:10, 2:10, 2:10] = 10.0
+    # Within two voxels along each axis, but not of the mask: no part of its shell.
+    values[3, 3, 3] = values[8, 8, 8] = 9000.0
     values[5:7, 5:7, 5:7] = 60.0
     inside = np.zeros(grid.shape, dtype=bool)
     inside[5:7, 5:7, 5:7] = True

@@ -14,8 +14,8 @@ from dicom_node.clock import ManualClock
 from dicom_node.engines import Signature, TensorSpec
 from dicom_node.errors import EngineError, ModelMismatchError, NotApplicableError, RefusedInputError
 from dicom_node.findings import Findings
-from dicom_node.imaging import Grid
-from dicom_node.predict import check_signature, predict
+from dicom_node.imaging import Grid, Prepared
+from dicom_node.predict import check_signature, predict, run_model
 from tests.unit.imaging_case import Ramp, blob, dice, make_grid, make_manifest, make_volume, rotations
 
 CENTRES = ((13.0, -7.0, 30.0), (-11.0, -5.0, 33.0))
@@ -161,9 +161,11 @@ def test_array_is_padded_to_the_divisor_for_the_run() -> None:
     """The network sees multiples of the divisor; the answer does not."""
     grid, engine = make_grid((30, 61, 50)), Ramp()
     tensor = {"tensor": "image", "roles": ["ct"], "divisor": 16}
-    answer = _predict(_two_blobs(grid), grid, engine, input=[tensor])
+    prepared = Prepared(array=_two_blobs(grid) / np.float32(100), grid=grid)
+    probability = run_model(prepared, make_manifest(input=[tensor]), engine)
     assert engine.shapes == [(1, 1, 32, 64, 64)]
-    assert answer.outcome == "result"
+    assert probability.shape == (1, 30, 61, 50)
+    assert np.array_equal(probability[0] >= 0.5, prepared.array >= 0.5)
 
 
 def test_missing_role_is_named() -> None:
