@@ -1,7 +1,7 @@
 """Everything is built here, from one configuration, and nowhere else.
 
 A `Node` holds what commands need; `run_role` adds the loops of one role. Parts are imported and made when they are
-first asked for, so that `jobs list` opens a database and nothing more, and the receiver never loads a network's runtime.
+first asked for, so that `jobs list` opens a database and nothing more, and the receiver loads no inference runtime.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Node:
         """Studies and associations."""
         from dicom_node.records import Studies
 
-        return Studies(self.database)
+        return Studies(self.database, on_conflict=self.config.storage.on_conflict)
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -140,7 +140,7 @@ class Node:
 
     def _receiver(self) -> roles.Role:
         from dicom_node import upkeep
-        from dicom_node.pipeline import Reception
+        from dicom_node.pipeline import Reception, conflict_policy
         from dicom_node.receive import Listener
 
         log = Log("receiver")
@@ -153,6 +153,7 @@ class Node:
             events=reception,
             clock=self.clock,
             log=log,
+            policy=conflict_policy(self.store, self.config.storage.on_conflict),
         )
 
         def before() -> None:
@@ -188,7 +189,7 @@ class Node:
             clock=self.clock,
             log=log,
         )
-        watch = upkeep.Watch(self.studies, self.jobs, self.deliveries, log=log)
+        watch = upkeep.Watch(self.jobs, self.deliveries, log=log)
         loops = [
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),

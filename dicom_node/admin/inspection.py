@@ -7,7 +7,6 @@ the node itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dicom_node import __version__
+from dicom_node.admin.pictures import Drawn, draw_outlines
 from dicom_node.errors import NotApplicableError, NotFoundError, RefusedInputError, UndecodableError
 from dicom_node.findings import Findings, Measurements
 from dicom_node.ids import Installation, new_uid
@@ -33,7 +33,6 @@ from dicom_node.reading import (
 )
 from dicom_node.records import planes_of, slice_spacing_mm
 from dicom_node.report import ResultIdentity, build_results, encode
-from dicom_node.report.capture import Outline, overlay_png
 from dicom_node.routing import Outcome, choose_series, judge_series, why_not
 from dicom_node.study import SeriesView, StudyView
 
@@ -110,7 +109,7 @@ def infer(
         for built in build_results(findings, plugin.manifest, read_headers(paths), identity):
             written.append(out / f"{built.kind}.dcm")
             written[-1].write_bytes(encode(built.dataset))
-        written += draw_outlines(load_volume(paths), _pictures(findings, plugin), out)
+        written += draw_outlines(load_volume(paths), _drawn(findings, plugin), out)
     return {
         "outcome": findings.outcome,
         "reason": findings.reason,
@@ -130,33 +129,6 @@ def describe_findings(findings: Findings) -> list[dict[str, Any]]:
         }
         for finding in findings.findings
     ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Picture:
-    """An outline to draw on one slice."""
-
-    number: int
-    slice_index: int
-    contour: tuple[tuple[float, float], ...]
-    """Pixel coordinates (column, row)."""
-    colour: tuple[int, int, int] = (255, 170, 0)
-
-
-def draw_outlines(volume: Volume, pictures: Sequence[Picture], out: Path) -> list[Path]:
-    """Write one PNG a slice with its outlines into `out`; return the files."""
-    by_slice: dict[int, list[Picture]] = {}
-    for picture in pictures:
-        by_slice.setdefault(picture.slice_index, []).append(picture)
-    window = (float(np.percentile(volume.array, 1)), float(np.percentile(volume.array, 99.5)))
-    files = []
-    for index, here in sorted(by_slice.items()):
-        outlines = [Outline(points=one.contour, colour=one.colour, text=str(one.number)) for one in here]
-        row_mm, column_mm = volume.frames[index].pixel_spacing_mm
-        png = overlay_png(volume.array[index], outlines, window=window, aspect=row_mm / column_mm)
-        files.append(out / f"overlay_slice_{index + 1:03d}.png")
-        files[-1].write_bytes(png)
-    return files
 
 
 def series_view(files: SeriesFiles) -> SeriesView:
@@ -213,13 +185,13 @@ def _is_instance(file: Path) -> bool:
     return True
 
 
-def _pictures(findings: Findings, plugin: Plugin) -> list[Picture]:
+def _drawn(findings: Findings, plugin: Plugin) -> list[Drawn]:
     colours = {segment.label: segment.colour for segment in plugin.manifest.segment}
     return [
-        Picture(
+        Drawn(
             number=finding.number,
+            mask=finding.mask,
             slice_index=finding.measurements.diameter_long.slice_index,
-            contour=finding.contour,
             colour=colours[finding.label],
         )
         for finding in findings.findings

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 SCALE = 3
 """Pixels of the picture per pixel of the slice, so that an outline of one pixel hides nothing."""
+TEXT_PIXELS = 18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,12 +49,22 @@ def overlay_png(
     picture = picture.resize((columns * SCALE, round(rows * SCALE * aspect)), Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     for outline in outlines:
-        points = [((x + 0.5) * SCALE, (y + 0.5) * SCALE * aspect) for x, y in outline.points]
-        if len(points) > 1:
-            draw.line(points, fill=outline.colour, width=2, joint="curve")
-        if points and outline.text:
-            right = max(point[0] for point in points)
-            draw.text((right + 4, points[0][1]), outline.text, fill=outline.colour)
+        _draw(draw, outline, aspect, picture.width)
     stream = io.BytesIO()
     picture.save(stream, format="PNG", optimize=True)
     return stream.getvalue()
+
+
+def _draw(draw: ImageDraw.ImageDraw, outline: Outline, aspect: float, width: int) -> None:
+    """Draw a line and, right of it or left where the picture ends, its text; black behind both for bright slices."""
+    points = [((x + 0.5) * SCALE, (y + 0.5) * SCALE * aspect) for x, y in outline.points]
+    if len(points) < 2:
+        return
+    draw.line(points, fill=(0, 0, 0), width=4, joint="curve")
+    draw.line(points, fill=outline.colour, width=2, joint="curve")
+    font = ImageFont.load_default(TEXT_PIXELS)
+    right, left = max(point[0] for point in points), min(point[0] for point in points)
+    middle = (max(point[1] for point in points) + min(point[1] for point in points)) / 2
+    text_width = draw.textlength(outline.text, font=font)
+    x = right + 6 if right + 6 + text_width < width else left - 6 - text_width
+    draw.text((x, middle), outline.text, outline.colour, font=font, anchor="lm", stroke_width=2, stroke_fill=(0, 0, 0))
