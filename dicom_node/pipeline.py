@@ -27,7 +27,7 @@ from dicom_node.config import Config, config_digest
 from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
 from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
 from dicom_node.errors import DicomNodeError, LeaseLostError, RefusedInputError, UndecodableError
-from dicom_node.filing import ResultStore
+from dicom_node.filing import InstanceStore, ResultStore
 from dicom_node.ids import Installation, ProcessIdentity
 from dicom_node.infer import PluginRegistry, Request, Slots
 from dicom_node.lifecycle import DeliveryEvent
@@ -42,11 +42,12 @@ from dicom_node.records import (
     NewDecision,
     NewJob,
     NewResult,
+    OnConflict,
     Studies,
     StudyEvidence,
 )
 from dicom_node.report import ResultIdentity, build_results, encode
-from dicom_node.study import Association, FiledInstance, InstanceDescription, JobInput
+from dicom_node.study import Association, FiledInstance, InstanceDescription, InstanceMeta, JobInput
 
 INDEX_BATCH: Final = 256
 """Rows in one transaction: enough that a commit costs little per instance, few enough to be quick."""
@@ -122,7 +123,24 @@ def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) 
         except UndecodableError as error:
             log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid, reason=error.reason)
     if described:
-        studies.index(described)
+        studies.index(
+            described,
+            on_kept_back=lambda one, reason: log.warning(
+                "instance.kept_back", sop_instance_uid=one.sop_instance_uid, calling_ae=one.calling_ae, reason=reason
+            ),
+        )
+
+
+def conflict_policy(store: InstanceStore, on_conflict: OnConflict) -> Callable[[InstanceMeta, str], str | None] | None:
+    """Return what the listener asks before it files: "reject" keeps other content of a filed instance out."""
+    if on_conflict != "reject":
+        return None
+
+    def policy(meta: InstanceMeta, digest: str) -> str | None:
+        is_other = store.has_other_version(meta.sop_instance_uid, digest)
+        return "this instance is here with other content" if is_other else None
+
+    return policy
 
 
 class Decision:
@@ -280,9 +298,11 @@ def input_digest(images: Iterable[tuple[str, str]]) -> str:
 
 
 def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
-    """Return the rows of a study as completeness reads them; whether an owner lives is asked of the machine.
+    """Return the rows of a study as completeness reads them.
 
     Quiet times begin no earlier than `since`: after a restart nobody knows what was under way, so all count afresh.
+    The association of a dead receiver is open until the next receiver has indexed what it filed (`upkeep.reconcile`),
+    or until it has been idle too long: before, files without rows may belong to the study.
     """
     return routing.StudyEvidence(
         study_instance_uid=study.study_instance_uid,
@@ -299,7 +319,6 @@ def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
                 id=association.id,
                 calling_ae=association.calling_ae,
                 is_open=True,
-                owner_alive=association.owner.is_alive(),
                 study_instance_uid=association.present_study_uid,
                 series_instance_uid=association.present_series_uid,
                 last_activity_at=association.last_activity_at,

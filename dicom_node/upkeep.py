@@ -7,40 +7,32 @@ from dicom_node.ids import ProcessIdentity
 from dicom_node.logs import Log
 from dicom_node.pipeline import INDEX_BATCH, index_files
 from dicom_node.records import Deliveries, Jobs, Studies
-from dicom_node.study import FiledInstance
 
 
 def reconcile(store: InstanceStore, studies: Studies, log: Log) -> int:
-    """Write the rows of filed instances that have none, as after a crash between file and row; return how many."""
+    """Write the rows of filed instances that have none, as after a crash between file and row; return how many.
+
+    All are found before the first is written, so that a study does not stand half indexed while files are looked
+    through; and only then the associations that brought them are ended, which hold their studies open until here.
+    """
+    missing = list(store.sweep(studies.known_paths()))
+    for first in range(0, len(missing), INDEX_BATCH):
+        index_files(studies, missing[first : first + INDEX_BATCH], log)
     studies.orphan_associations(ProcessIdentity.is_alive)
-    known = studies.known_paths()
-    missing: list[FiledInstance] = []
-    count = 0
-    for instance in store.sweep():
-        if instance.path in known:
-            continue
-        missing.append(instance)
-        count += 1
-        if len(missing) == INDEX_BATCH:
-            index_files(studies, missing, log)
-            missing.clear()
-    index_files(studies, missing, log)
-    log.info("store.reconciled", count=count)
-    return count
+    log.info("store.reconciled", count=len(missing))
+    return len(missing)
 
 
 class Watch:
     """Takes work back from processes that died or stalled, and wakes what waited long enough."""
 
-    def __init__(self, studies: Studies, jobs: Jobs, deliveries: Deliveries, *, log: Log) -> None:
-        self._studies = studies
+    def __init__(self, jobs: Jobs, deliveries: Deliveries, *, log: Log) -> None:
         self._jobs = jobs
         self._deliveries = deliveries
         self._log = log
 
     def step(self) -> bool:
         """Look once; return False, so that the next look comes after a pause."""
-        self._studies.orphan_associations(ProcessIdentity.is_alive)
         for job_id in self._jobs.reap(owner_is_alive):
             self._log.warning("job.taken_back", job_id=job_id)
         self._deliveries.reap(owner_is_alive)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,7 +26,7 @@ from dicom_node.filing.durable import (
     this_process,
 )
 from dicom_node.filing.incoming import Incoming
-from dicom_node.filing.layout import digest_in, is_uid, version_path
+from dicom_node.filing.layout import digest_in, is_uid, uid_hash, version_path
 from dicom_node.logs import Log
 from dicom_node.study import FiledInstance, InstanceMeta
 
@@ -95,10 +95,17 @@ class InstanceStore:
         except FileNotFoundError:
             raise NotFoundError("the instance is not in the store any more; was its study purged?") from None
 
-    def sweep(self) -> Iterator[FiledInstance]:
+    def has_other_version(self, sop_instance_uid: str, digest: str) -> bool:
+        """Return whether the instance is filed with other content than `digest` tells of; asked of the files alone."""
+        here = (self._instances / version_path(sop_instance_uid, digest)).parent
+        others = here.glob(f"{uid_hash(sop_instance_uid)}-*")
+        return any(digest_in(path.name) not in (None, digest) for path in others)
+
+    def sweep(self, known: Collection[Path] = frozenset()) -> Iterator[FiledInstance]:
         """Delete the parts of dead writers, then give every stored version, lazily and folder by folder.
 
-        What cannot be read back is logged and left where it is.
+        Versions at `known` paths are left out and not even opened: at a start that is nearly all. What cannot be read
+        back is logged and left where it is.
         """
         removed = sweep_parts(self._incoming)
         if removed:
@@ -106,11 +113,11 @@ class InstanceStore:
         for folder, folders, names in os.walk(self._instances):
             folders.sort()
             for name in sorted(names):
-                digest = digest_in(name)
-                if digest is None:
+                digest, path = digest_in(name), Path(folder, name)
+                if digest is None or path in known:
                     continue
                 try:
-                    yield _read_back(Path(folder, name), digest)
+                    yield _read_back(path, digest)
                 except FileNotFoundError:
                     continue
                 except (OSError, UndecodableError) as error:

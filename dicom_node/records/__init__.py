@@ -26,6 +26,7 @@ from dicom_node.records.study_values import (
     planes_of,
     slice_spacing_mm,
 )
+from dicom_node.records.versions import OnConflict
 
 __all__ = [
     "ClaimedDelivery",
@@ -44,6 +45,7 @@ __all__ = [
     "NewDecision",
     "NewJob",
     "NewResult",
+    "OnConflict",
     "SeriesEvidence",
     "Studies",
     "StudyEvidence",

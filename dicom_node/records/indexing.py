@@ -1,8 +1,8 @@
 """How received instances become rows: versions, then their series, then their study, in one transaction.
 
 The write half of `studies`. A row of an instance version is inserted once; afterwards only its `is_current` changes,
-when a newer version is accepted. Counts and headers of a series are brought up to date from its current versions, so
-that a repeat, a correction or an instance that moved to another series leaves no trace in them.
+when a newer version takes its place (`versions` decides). Counts and headers of a series are brought up to date from
+its current versions, so that a repeat, a correction or an instance that moved to another series leaves no trace.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, selec
 
 from dicom_node.records.schema import association_study, instance, series, study
 from dicom_node.records.study_values import planes_of
+from dicom_node.records.versions import OnConflict, Version, why_kept_back
 from dicom_node.study import FiledInstance, InstanceDescription
 
 Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
+KeptBack: TypeAlias = tuple[FiledInstance, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,10 +32,23 @@ class _Written:
     """UIDs of series that gained or lost an image, or began."""
     touched: frozenset[str]
     """UIDs of series whose rows are to be brought up to date."""
+    kept_back: tuple[KeptBack, ...]
 
 
-def index_study(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> bool:
-    """Write the rows of one study's instances; return whether routing has something new to judge."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyIndexed:
+    """What indexing did to one study."""
+
+    is_new_input: bool
+    """Routing has something new to judge."""
+    kept_back: tuple[KeptBack, ...] = ()
+    """(instance, reason) of each new version that does not count."""
+
+
+def index_study(
+    connection: Connection, study_uid: str, items: Sequence[Indexed], on_conflict: OnConflict
+) -> StudyIndexed:
+    """Write the rows of one study's instances."""
     new = _without_row(connection, study_uid, items)
     find = select(study).where(study.c.study_instance_uid == study_uid).with_for_update()
     row = connection.execute(find).first()
@@ -42,15 +57,15 @@ def index_study(connection: Connection, study_uid: str, items: Sequence[Indexed]
         row = connection.execute(find).one()
     _trace_associations(connection, study_uid, items)
     if not new:
-        return False
+        return StudyIndexed(is_new_input=False)
     before = _series_before(connection, study_uid, new)
-    written = _write_versions(connection, study_uid, new, before)
+    written = _write_versions(connection, study_uid, new, before, on_conflict)
     revision = int(row.revision) + bool(written.changed)
     for series_uid in sorted(written.touched):
         _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
     if written.accepted:
         _refresh_study(connection, row, written, revision)
-    return bool(written.changed)
+    return StudyIndexed(is_new_input=bool(written.changed), kept_back=written.kept_back)
 
 
 def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> list[Indexed]:
@@ -138,19 +153,25 @@ def _header_values(filed: FiledInstance, description: InstanceDescription) -> di
 
 
 def _write_versions(
-    connection: Connection, study_uid: str, new: Sequence[Indexed], before: dict[str, Row[Any]]
+    connection: Connection,
+    study_uid: str,
+    new: Sequence[Indexed],
+    before: dict[str, Row[Any]],
+    on_conflict: OnConflict,
 ) -> _Written:
-    """Insert the versions; make the newest of each instance the current one."""
+    """Insert the versions; make the one of each instance that counts the current one."""
     holders = _current_versions(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     changed: set[str] = set()
     touched: set[str] = set()
+    kept_back: list[KeptBack] = []
     for filed, description in new:
         holder = holders.get(filed.sop_instance_uid)
-        is_newest = holder is None or filed.received_at >= holder["received_at"]
-        row = _version_row(filed, description, is_current=is_newest)
+        reason = None if holder is None else why_kept_back(_as_version(holder), _as_version(filed), on_conflict)
+        row = _version_row(filed, description, is_current=reason is None)
         rows[filed.sop_instance_uid, filed.digest] = row
-        if not is_newest:
+        if reason is not None:
+            kept_back.append((filed, reason))
             continue
         holders[filed.sop_instance_uid] = row
         touched |= _series_of(holder, row)
@@ -164,7 +185,18 @@ def _write_versions(
         earlier = before.get(description.series_instance_uid)
         if earlier is None or earlier.n_instances == 0:
             changed.add(description.series_instance_uid)
-    return _Written(accepted=tuple(accepted), changed=frozenset(changed), touched=frozenset(touched))
+    return _Written(
+        accepted=tuple(accepted),
+        changed=frozenset(changed),
+        touched=frozenset(touched),
+        kept_back=tuple(kept_back),
+    )
+
+
+def _as_version(one: FiledInstance | dict[str, Any]) -> Version:
+    if isinstance(one, FiledInstance):
+        return Version(calling_ae=one.calling_ae, received_at=one.received_at)
+    return Version(calling_ae=one["calling_ae"], received_at=one["received_at"])
 
 
 def _current_versions(connection: Connection, study_uid: str, sops: Iterable[str]) -> dict[str, dict[str, Any]]:

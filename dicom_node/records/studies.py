@@ -1,6 +1,6 @@
 """Studies as they are received: associations, instance versions, series headers, and what completeness reads.
 
-An instance version is a row of its own and is never changed; the newest accepted one is `current`. Each new image
+An instance version is a row of its own and is never changed; the one that counts is `current`. Each new image
 version and each new series raises the study's `revision`, so that a decision made on an older one is seen to be
 stale. An identical repeat is no new input. Our own results are indexed and never counted, and change no state.
 """
@@ -38,14 +38,17 @@ from dicom_node.records.study_values import (
     StudyRow,
     slice_spacing_mm,
 )
-from dicom_node.study import Association, SeriesView, SourceImage, StudyView
+from dicom_node.records.versions import OnConflict
+from dicom_node.study import Association, FiledInstance, SeriesView, SourceImage, StudyView
 
 
 class Studies:
     """The aggregate of studies, series, instances and the associations that brought them."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, on_conflict: OnConflict = "replace_if_same_source") -> None:
+        """`on_conflict`: which version counts when an instance comes again with other content."""
         self._database = database
+        self._on_conflict = on_conflict
         self._clock = database.clock
 
     # Associations
@@ -96,16 +99,23 @@ class Studies:
 
     # Indexing
 
-    def index(self, batch: Sequence[Indexed]) -> tuple[str, ...]:
+    def index(
+        self, batch: Sequence[Indexed], *, on_kept_back: Callable[[FiledInstance, str], None] | None = None
+    ) -> tuple[str, ...]:
         """Write the rows of `batch` in one transaction; return the UIDs of the studies that got new input.
 
         Idempotent: a version that has its row already changes nothing but the trace of the association that moved it.
+        `on_kept_back` hears, afterwards, of each new version that does not count, with the reason.
         """
         by_study: dict[str, list[Indexed]] = {}
         for filed, description in batch:
             by_study.setdefault(description.study_instance_uid, []).append((filed, description))
         with self._database.begin() as connection:
-            return tuple(uid for uid, items in by_study.items() if index_study(connection, uid, items))
+            done = {uid: index_study(connection, uid, items, self._on_conflict) for uid, items in by_study.items()}
+        for instance_, reason in (kept for one in done.values() for kept in one.kept_back):
+            if on_kept_back is not None:
+                on_kept_back(instance_, reason)
+        return tuple(uid for uid, one in done.items() if one.is_new_input)
 
     def is_indexed(self, sop_instance_uid: str, digest: str) -> bool:
         """Return whether this version has its row."""

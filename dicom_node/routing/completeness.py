@@ -35,9 +35,7 @@ class AssociationEvidence:
     id: str
     calling_ae: str
     is_open: bool
-    """No release or abort is recorded."""
-    owner_alive: bool
-    """The process that accepted it still runs; after a crash the row says open for ever."""
+    """No release, abort or orphaning is recorded."""
     study_instance_uid: str
     """The study that it moved most recently."""
     series_instance_uid: str
@@ -137,7 +135,6 @@ def _is_moving(
 ) -> bool:
     return (
         association.is_open
-        and association.owner_alive
         and association.study_instance_uid == study_instance_uid
         and series_instance_uid in (None, association.series_instance_uid)
         and now < association.last_activity_at + timedelta(seconds=idle_s)

@@ -273,6 +273,20 @@ def test_the_sweep_survives_damage(store: InstanceStore, tmp_path: Path) -> None
     assert ["1.2.3.1"] == [one.sop_instance_uid for one in store.sweep()]
 
 
+def test_the_sweep_does_not_open_what_is_known(store: InstanceStore) -> None:
+    """Damage in a version that has its row is not even noticed."""
+    known, unknown = file_in(store, uid="1.2.3.1"), file_in(store, uid="1.2.3.2")
+    assert [unknown.path] == [one.path for one in store.sweep({known.path})]
+
+
+def test_another_version_is_told_from_the_same(store: InstanceStore) -> None:
+    """Content tells versions apart; another instance is none."""
+    filed = file_in(store, uid="1.2.3.1")
+    assert store.has_other_version("1.2.3.1", "0" * 64)
+    assert not store.has_other_version("1.2.3.1", filed.digest)
+    assert not store.has_other_version("1.2.3.2", "0" * 64)
+
+
 def test_the_sweep_is_lazy(store: InstanceStore) -> None:
     """The first version comes before the last folder was looked at."""
     for number in range(3):

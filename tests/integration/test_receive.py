@@ -15,13 +15,15 @@ import pytest
 from pynetdicom import AE
 from pynetdicom.dsutils import split_dataset
 
-from dicom_node.clock import ManualClock
+from dicom_node.clock import ManualClock, SystemClock
 from dicom_node.config.schema import Peer
 from dicom_node.dimse import Verdict, echo, send_files
 from dicom_node.errors import StorageError
 from dicom_node.filing import Incoming, InstanceMeta, InstanceStore
 from dicom_node.filing.durable import PartFile
+from dicom_node.pipeline import conflict_policy
 from dicom_node.receive.association import DataSetSink
+from dicom_node.records import OnConflict
 from tests import peers
 from tests.integration.receiving import (
     BIG,
@@ -344,6 +346,20 @@ def test_the_policy_is_asked_with_the_digest(tmp_path: Path) -> None:
         assert 0x0111 == store_raw(assoc, SMALL + b"\xfc\xff\xfc\xffOB\x00\x00\x00\x00\x00\x00")
         assert [SMALL] == stored_data_sets(node)
     assert node.events.filed_instances[0].digest == asked[0]
+
+
+@pytest.mark.parametrize(
+    ("on_conflict", "answer"), [("reject", 0x0111), ("keep_first", 0), ("replace_if_same_source", 0)]
+)
+def test_reject_answers_that_the_instance_is_here(tmp_path: Path, on_conflict: OnConflict, answer: int) -> None:
+    """Only `reject` refuses other content, and the same content again is a success under every policy."""
+    store = InstanceStore(tmp_path, clock=SystemClock(), reserve_bytes=0)
+    policy = conflict_policy(store, on_conflict)
+    with running_node(tmp_path, policy=policy) as node, association(node.address) as assoc:
+        assert 0x0000 == store_raw(assoc, SMALL)
+        assert answer == store_raw(assoc, SMALL + b"\xfc\xff\xfc\xffOB\x00\x00\x00\x00\x00\x00")
+        assert 0x0000 == store_raw(assoc, SMALL)
+        assert (1 if answer else 2) == len(stored_data_sets(node))
 
 
 # Ends

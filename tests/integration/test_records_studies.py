@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
+from dicom_node.records import OnConflict, Studies
 from dicom_node.records.study_values import planes_of, slice_spacing_mm
 from tests.integration.records_case import AXIAL, OWNER, SERIES, START, STUDY, Records, association, frame, image, later
 
@@ -92,6 +94,37 @@ def test_older_version_that_is_found_late_stays_in_the_background(records: Recor
     before, revision = records.studies.view(STUDY), _revision(records)
     assert () == records.studies.index([image(1, version="a", at=later(1))])
     assert (before, revision) == (records.studies.view(STUDY), _revision(records))
+
+
+@pytest.mark.parametrize(
+    ("policy", "calling_ae", "counts"),
+    [
+        ("replace_if_same_source", "SCANNER", "b"),
+        ("replace_if_same_source", "PACS", "a"),
+        ("keep_first", "SCANNER", "a"),
+        ("reject", "SCANNER", "a"),
+    ],
+)
+def test_on_conflict_chooses_the_version_that_counts(
+    records: Records, policy: OnConflict, calling_ae: str, counts: str
+) -> None:
+    """Both versions have their row; what is kept back opens nothing, changes nothing for rules, and is told of."""
+    studies = Studies(records.database, on_conflict=policy)
+    studies.index([image(1)])
+    studies.mark_decided(STUDY, None, _revision(records))
+    filed, description = image(1, version="b", at=later(1))
+    heard: list[str] = []
+    new_input = studies.index(
+        [(replace(filed, calling_ae=calling_ae), description)], on_kept_back=lambda one, _: heard.append(one.digest)
+    )
+    (current,) = studies.series_images(STUDY, SERIES)
+    assert image(1, version=counts)[0].digest == current.digest
+    assert ((STUDY,) if counts == "b" else ()) == new_input
+    assert ([] if counts == "b" else [filed.digest]) == heard
+    assert ("receiving" if counts == "b" else "complete", 2) == (
+        studies.show(STUDY).state,
+        records.database.counters()["instance"],
+    )
 
 
 def test_instance_may_move_to_another_series(records: Records) -> None:

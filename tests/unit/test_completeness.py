@@ -40,7 +40,6 @@ def association(active_s: float, **changes: object) -> AssociationEvidence:
         "id": "a",
         "calling_ae": "CT1",
         "is_open": True,
-        "owner_alive": True,
         "study_instance_uid": "study",
         "series_instance_uid": "s1",
         "last_activity_at": at(active_s),
@@ -68,7 +67,6 @@ def evidence(series: tuple[SeriesEvidence, ...], *associations: AssociationEvide
         (6, [association(1), association(5, id="b")], 35),
         # none of these holds a study open
         (5, [association(4, is_open=False)], None),
-        (5, [association(4, owner_alive=False)], None),
         (5, [association(4, study_instance_uid="another")], None),
         (31, [association(1)], None),
     ],
