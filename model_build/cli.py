@@ -98,7 +98,7 @@ def train(
             if not bar.console.is_terminal and progress.loss is not None:
                 bar.console.print(f"step {progress.done} of {progress.total}: loss {progress.loss:.4f}")
 
-        weights = training.train(plan, manifest.preprocess.step, out, report=report)
+        weights = training.train(plan, manifest.preprocess.step, out, clock=SystemClock(), report=report)
     _console().print(f"weights in {weights}")
 
 

@@ -31,7 +31,7 @@ class Example:
     filled: NDArray[np.uint8]
     """Filled fraction times 255."""
     objects: NDArray[np.float64]
-    """(n, 3): array indices of the objects' centres."""
+    """(n, 3): array indices of the objects' centres, the largest first."""
     distractors: NDArray[np.float64]
     """(n, 3): array indices of the distractors' centres."""
 
@@ -107,12 +107,13 @@ def _draw_box(rng: np.random.Generator, example: Example, patches: Patches) -> t
     shape, edge = np.array(example.image.shape), patches.edge
     kind = rng.random()
     if kind < patches.at_objects and len(example.objects):
-        near = example.objects
+        # The later of two draws: objects are sorted by size, and the small ones are the hard ones.
+        near = example.objects[rng.integers(len(example.objects), size=2).max()]
     elif kind < patches.at_objects + patches.at_distractors and len(example.distractors):
-        near = example.distractors
+        near = example.distractors[rng.integers(len(example.distractors))]
     else:
-        near = rng.uniform(0, shape, (1, 3))
-    centre = near[int(rng.integers(len(near)))] + rng.uniform(-edge / 4, edge / 4, 3)
+        near = rng.uniform(0, shape, 3)
+    centre = near + rng.uniform(-edge / 4, edge / 4, 3)
     start = np.clip(np.rint(centre - edge / 2).astype(int), 0, np.maximum(shape - edge, 0))
     z, y, x = (slice(int(first), int(first) + edge) for first in start)
     return z, y, x

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
+from dicom_node.engines import OnnxRuntimeEngine
 from dicom_node.plugin_api import Manifest
 from model_build.train import load_weights
 
@@ -72,8 +72,8 @@ def export(architecture: str, weights: Path, manifest: Manifest, path: Path) -> 
     onnx.save_model(model, path, save_as_external_data=False)
     with torch.inference_mode():
         expected = network(example).numpy()
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (actual,) = session.run(None, {manifest.input[0].tensor: example.numpy()})
+    engine = OnnxRuntimeEngine.load(path.read_bytes(), threads=0)
+    actual = engine.run({manifest.input[0].tensor: example.numpy()})[manifest.output[0].tensor]
     difference = float(np.abs(actual - expected).max())
     if difference > TOLERANCE:
         raise ValueError(f"{path.name} differs from the network by {difference:.1e}, more than {TOLERANCE:.0e}")

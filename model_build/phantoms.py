@@ -33,14 +33,19 @@ FIELD_MM = 144.0
 """Edge of the imaged cube: holds the cylinder in every orientation (diagonal 135.8 mm) and a rim of air."""
 GAP_MM = 4.0
 """Least distance between any two solids and from the wall: two findings never touch."""
-NOISE_SD_HU = (12.0, 18.0)
+NOISE_SD_HU = (12.0, 16.0)
 OBJECT_HU = (40.0, 120.0)
-N_OBJECTS = (4, 7)
+FAINTEST_SMALL_HU = 75.0
+"""Of an object of 8 mm; it falls to 40 HU at 16 mm. Test objects pair size and contrast in the same way: what is both
+small and faint tells of the noise and not of the chain."""
+BAR_HU = (250.0, 900.0)
+N_OBJECTS = (5, 9)
 SMALL_DIAMETER_MM, LARGE_DIAMETER_MM = (8.0, 24.0), (24.0, 36.0)
-"""Of the smallest axis; one object in five is large."""
-IN_PLANE_MM, SLICE_MM = (0.8, 1.1), (1.0, 1.75)
-_NOISE_KERNEL = np.array([0.3, 1.0, 0.3])
-"""Along each axis: neighbours correlate by about a half, as reconstruction filters make them."""
+"""Of the smallest axis, the small ones spread evenly over its logarithm; one object in five is large."""
+IN_PLANE_MM, SLICE_MM = (0.8, 1.1), (1.0, 1.5)
+_NOISE_KERNEL = np.array([0.1, 1.0, 0.1])
+"""Along each axis: neighbours correlate by a fifth. With a half, the noise alone would move the volume of a faint 8 mm
+sphere by more than what is asked of the measurement."""
 _IDENTITY: Rotation = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 
 
@@ -245,11 +250,13 @@ def _random_objects(rng: np.random.Generator) -> list[Solid]:
     """Return spheres and ellipsoids at the origin, the largest first, which makes them easiest to place."""
     solids = []
     for _ in range(int(rng.integers(*N_OBJECTS, endpoint=True))):
-        smallest = rng.uniform(*(LARGE_DIAMETER_MM if rng.random() < 0.2 else SMALL_DIAMETER_MM)) / 2
+        bounds = np.log(LARGE_DIAMETER_MM if rng.random() < 0.2 else SMALL_DIAMETER_MM)
+        smallest = float(np.exp(rng.uniform(*bounds))) / 2
         is_sphere = rng.random() < 0.5
         stretch = np.ones(3) if is_sphere else np.array([1.0, *rng.uniform(1.05, 1.6, 2)])
         half = np.minimum(smallest * stretch, LARGE_DIAMETER_MM[1] / 2)
-        solids.append(_at_origin(rng, "ellipsoid", half, rng.uniform(*OBJECT_HU), turned=not is_sphere))
+        faintest = np.interp(2 * smallest, (8.0, 16.0), (FAINTEST_SMALL_HU, OBJECT_HU[0]))
+        solids.append(_at_origin(rng, "ellipsoid", half, rng.uniform(faintest, OBJECT_HU[1]), turned=not is_sphere))
     return sorted(solids, key=lambda solid: -solid.volume_mm3)
 
 
@@ -257,11 +264,11 @@ def _random_distractors(rng: np.random.Generator) -> list[Solid]:
     """Return what must not be found: bright bars and plates, light inserts, air holes, dots below the resolution."""
     solids = []
     for _ in range(int(rng.integers(1, 3, endpoint=True))):
-        radius, hu = rng.uniform(1.5, 4.0), rng.uniform(200, 900)
+        radius, hu = rng.uniform(1.5, 4.0), rng.uniform(*BAR_HU)
         solids.append(_at_origin(rng, "cylinder", (radius, radius, rng.uniform(10, 30)), hu))
     for _ in range(int(rng.integers(0, 2, endpoint=True))):
         edges = (rng.uniform(1.0, 2.5), rng.uniform(4, 8), rng.uniform(8, 20))
-        solids.append(_at_origin(rng, "box", edges, rng.uniform(200, 900)))
+        solids.append(_at_origin(rng, "box", edges, rng.uniform(*BAR_HU)))
     for _ in range(int(rng.integers(1, 3, endpoint=True))):
         solids.append(_at_origin(rng, "ellipsoid", np.full(3, rng.uniform(1.5, 5)), rng.uniform(-1000, -300)))
     for _ in range(int(rng.integers(0, 2, endpoint=True))):

@@ -44,8 +44,17 @@ class Optimiser:
     learning_rate: float
     weight_decay: float
     power: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settle:
+    """[settle]: the steps after those of [optimiser], with the statistics of batch normalisation held."""
+
     calibrate: int
-    """Batches after the last step over which batch normalisation averages its statistics anew."""
+    """Batches over which the statistics are averaged before they are held."""
+    steps: int
+    learning_rate: float
+    """Falls to zero like the optimiser's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +78,20 @@ class Plan:
     data: Data
     patches: Patches
     optimiser: Optimiser
+    settle: Settle
     log: Log
 
+    @property
+    def steps(self) -> int:
+        """Return how many steps the training has in all."""
+        return self.optimiser.steps + self.settle.steps
 
-_TABLES: dict[str, type[Data | Patches | Optimiser | Log]] = {
+
+_TABLES: dict[str, type[Data | Patches | Optimiser | Settle | Log]] = {
     "data": Data,
     "patches": Patches,
     "optimiser": Optimiser,
+    "settle": Settle,
     "log": Log,
 }
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dicom_node.clock import ManualClock
 from dicom_node.config import read_table
 from dicom_node.errors import UsageError
 from dicom_node.plugin_api import Manifest
 from model_build.data import make_example
-from model_build.plan import Data, Log, Optimiser, Patches, Plan, read_plan
+from model_build.plan import Data, Log, Optimiser, Patches, Plan, Settle, read_plan
 
 torch = pytest.importorskip("torch", reason="training needs the extra [train]")
 onnx = pytest.importorskip("onnx", reason="export needs the extra [train]")
@@ -41,7 +42,8 @@ def plan() -> Plan:
         threads=1,
         data=Data(first_seed=200_000, phantoms=2),
         patches=Patches(edge=24, batch=2, at_objects=0.8, at_distractors=0.1),
-        optimiser=Optimiser(steps=40, learning_rate=1e-2, weight_decay=1e-2, power=0.9, calibrate=4),
+        optimiser=Optimiser(steps=35, learning_rate=1e-2, weight_decay=1e-2, power=0.9),
+        settle=Settle(calibrate=4, steps=5, learning_rate=1e-3),
         log=Log(every=5, checkpoint_every=20),
     )
 
@@ -52,7 +54,7 @@ def trained(plan: Plan, manifest: Manifest, tmp_path_factory: pytest.TempPathFac
     from model_build.train import train
 
     out = tmp_path_factory.mktemp("trained")
-    train(plan, manifest.preprocess.step, out)
+    train(plan, manifest.preprocess.step, out, clock=ManualClock())
     return out
 
 
@@ -80,11 +82,11 @@ def test_interrupted_training_resumes_to_the_same_weights(
 
     (tmp_path / "data").symlink_to(trained / "data")
     with pytest.raises(KeyboardInterrupt):
-        train(plan, manifest.preprocess.step, tmp_path, report=die)
+        train(plan, manifest.preprocess.step, tmp_path, clock=ManualClock(), report=die)
     assert not (tmp_path / "weights.pt").exists()
-    resumed_from = []
-    train(plan, manifest.preprocess.step, tmp_path, report=lambda p: resumed_from.append((p.stage, p.done)))
-    assert ("training", 25) == resumed_from[2]
+    seen: list[Progress] = []
+    train(plan, manifest.preprocess.step, tmp_path, clock=ManualClock(), report=seen.append)
+    assert ("training", 25) == (seen[2].stage, seen[2].done)
     expected, actual = (torch.load(out / "weights.pt", weights_only=True) for out in (trained, tmp_path))
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, msg=name)
@@ -139,7 +141,7 @@ def test_committed_plan_names_the_committed_plugin() -> None:
     [
         (("steps = ", "stepps = "), r"\[optimiser\]: unknown key stepps"),
         (("seed = 2", "sed = 2"), "unknown key sed"),
-        (("batch = 2\n", ""), r"\[patches\]: missing key batch"),
+        (("batch = 3\n", ""), r"\[patches\]: missing key batch"),
         (("name = ", "name "), "plan.toml"),
     ],
 )
@@ -158,4 +160,4 @@ def test_unknown_architecture_is_refused(plan: Plan, manifest: Manifest, tmp_pat
     from model_build.train import train
 
     with pytest.raises(UsageError, match="unet3d_small"):
-        train(dataclasses.replace(plan, architecture="unet4d"), manifest.preprocess.step, tmp_path)
+        train(dataclasses.replace(plan, architecture="unet4d"), manifest.preprocess.step, tmp_path, clock=ManualClock())
