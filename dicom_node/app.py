@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import sys
+import threading
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from dicom_node import ids, roles
 from dicom_node.clock import SystemClock
 from dicom_node.config import Config, data_dir, find_config, load_config
+from dicom_node.errors import UsageError
 from dicom_node.logs import Log, start_logging
 
 if TYPE_CHECKING:
@@ -133,9 +135,9 @@ class Node:
 
         return Admin(self)
 
-    def role(self, role: Role) -> roles.Role:
-        """Return one role, ready to run."""
-        build = {Role.RECEIVER: self._receiver, Role.WORKER: self._worker, Role.SENDER: self._sender}
+    def role(self, role: Role, stop: threading.Event) -> roles.Role:
+        """Return one role, ready to run until `stop` is set."""
+        build = {Role.RECEIVER: self._receiver, Role.WORKER: lambda: self._worker(stop), Role.SENDER: self._sender}
         return build[role]()
 
     def _receiver(self) -> roles.Role:
@@ -167,7 +169,7 @@ class Node:
         loops = [roles.Loop(name="index", step=reception.step, idle_s=STEP_S)]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
 
-    def _worker(self) -> roles.Role:
+    def _worker(self, stop: threading.Event) -> roles.Role:
         from dicom_node import upkeep
         from dicom_node.infer import Slots
         from dicom_node.pipeline import Decision, Work
@@ -180,12 +182,13 @@ class Node:
         )
         work = Work(
             self.jobs,
-            worker=str(ids.process_identity()),
+            worker=upkeep.owner_name(),
             settings=self.config.worker,
             registry=self.registry,
             slots=slots,
             results=self.results,
             installation=self.installation,
+            stopping=stop,
             clock=self.clock,
             log=log,
         )
@@ -198,6 +201,7 @@ class Node:
         return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)
 
     def _sender(self) -> roles.Role:
+        from dicom_node import upkeep
         from dicom_node.pipeline import Dispatch
 
         log = Log("sender")
@@ -210,7 +214,7 @@ class Node:
                     destination=destination.name,
                     peer=peers[destination.peer],
                     calling_ae=self.config.node.ae_titles[0],
-                    sender=str(ids.process_identity()),
+                    sender=upkeep.owner_name(),
                     settings=self.config.sender,
                     jitter=random.random,
                     clock=self.clock,
@@ -243,13 +247,25 @@ def open_node(config: Path | None) -> Node:
 def run_role(config: Path | None, role: Role) -> None:
     """Run one role in this process until SIGTERM."""
     start_logging()
-    open_node(config).role(role).run(roles.stop_on_signals())
+    stop = roles.stop_on_signals()
+    open_node(config).role(role, stop).run(stop)
 
 
 def supervise(config: Path | None) -> int:
-    """Run every role as a process until SIGTERM; return the exit status of the node."""
+    """Run every role as a process until SIGTERM; return the exit status of the node.
+
+    Raises
+    ------
+    UsageError
+        When something else has the port: roles that are started again and again would hide it in the log.
+    """
+    from dicom_node.admin.checks import taken_port
+
     start_logging()
     node = open_node(config)
+    taken = taken_port(node.config)
+    if taken is not None:
+        raise UsageError(f"the node cannot listen on {taken}; is it serving already? [receive] port in config.toml")
     node.database.close()  # migrated before the roles start side by side
     log = Log("serve")
     for note in node.config.notes():

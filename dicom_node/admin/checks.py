@@ -51,17 +51,24 @@ def _disk(node: Parts) -> dict[str, Any]:
     return _entry("disk", free_mb > reserve_mb, f"{free_mb} MB free in {node.data_dir}, reserve {reserve_mb} MB")
 
 
-def _port(config: Config) -> dict[str, Any]:
-    """Say whether the port can be bound, or is taken by what may be this very node."""
+def taken_port(config: Config) -> str | None:
+    """Return why the port cannot be bound, in words; None when it can."""
     address = (config.receive.host, config.receive.port)
     with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
         except OSError as error:
-            taken = f"{address[0]}:{address[1]}: {error.strerror}; fine when this node is serving"
-            return _entry("port", True, f"note: {taken}")
-    return _entry("port", True, f"{address[0]}:{address[1]} is free")
+            return f"{address[0]}:{address[1]}: {error.strerror or error}"
+    return None
+
+
+def _port(config: Config) -> dict[str, Any]:
+    """Say whether the port can be bound, or is taken by what may be this very node."""
+    taken = taken_port(config)
+    if taken is not None:
+        return _entry("port", True, f"note: {taken}; fine when this node is serving")
+    return _entry("port", True, f"{config.receive.host}:{config.receive.port} is free")
 
 
 def _plugins(node: Parts) -> list[dict[str, Any]]:

@@ -49,6 +49,8 @@ def inspect(path: Path, plugins: Iterable[Plugin], *, nifti: Path | None = None)
     known = list(plugins)
     entries = []
     for files in series:
+        if not files.images and not files.series_instance_uid:
+            continue  # no series at all; its files are named below
         volume, refused = _try_volume(files)
         if volume is not None and nifti is not None:
             write_nifti(volume, nifti)
@@ -56,7 +58,10 @@ def inspect(path: Path, plugins: Iterable[Plugin], *, nifti: Path | None = None)
         entries.append(_entry(files, volume, refused, known))
     if nifti is not None:
         raise NotApplicableError(f"no series below {path} makes a volume; nothing was written")
-    return entries + [_no_series(f"{file.path.name}: {file.reason}") for file in unreadable]
+    shown = {image.path for files in series for image in files.images} | {file.path for file in unreadable}
+    reasons = [f"{file.path.name}: {file.reason}" for file in unreadable]
+    reasons += [f"{file.name}: {reason}" for file in _files(path) if file not in shown and (reason := _defect(file))]
+    return entries + [_no_series(reason) for reason in reasons]
 
 
 def measure_mask(mask: Path, image: Path) -> list[dict[str, Any]]:
@@ -171,18 +176,19 @@ def dicom_files(path: Path) -> list[Path]:
     if path.is_file():
         describe(path)
         return found
-    instances = [file for file in found if _is_instance(file)]
+    instances = [file for file in found if _defect(file) is None]
     if not instances:
         raise NotFoundError(f"{path} holds no DICOM file")
     return instances
 
 
-def _is_instance(file: Path) -> bool:
+def _defect(file: Path) -> str | None:
+    """Return why a file is no DICOM instance, None when it is one."""
     try:
         describe(file)
-    except UndecodableError:
-        return False
-    return True
+    except UndecodableError as error:
+        return error.reason
+    return None
 
 
 def _drawn(findings: Findings, plugin: Plugin) -> list[Drawn]:

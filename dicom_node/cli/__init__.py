@@ -12,6 +12,7 @@ cli = typer.Typer(
     name="dicom-node",
     help="Receives studies, runs networks on them, sends SR and SEG back to the PACS.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # help speaks of [[peer]], which markup would swallow
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -30,6 +31,8 @@ def main() -> None:
         leave(error)
     except BrokenPipeError:  # `dicom-node jobs list | head`
         raise SystemExit(0) from None
+    except OSError as error:  # a folder that may not be written, a file where a folder should be
+        leave(DicomNodeError(f"{error.filename}: {error.strerror}" if error.filename else str(error)))
 
 
 __all__ = ["cli", "main"]

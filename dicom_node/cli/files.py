@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dicom_node.app import open_node
-from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json
+from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json, working
 
 MEASURE_COLUMNS = (
     "label",
@@ -31,13 +31,14 @@ def register(cli: typer.Typer) -> None:
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A file or a folder.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="A file or a folder.")],
     volume: Annotated[Path | None, typer.Option("--volume", help="Write the first volume as NIfTI.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what the node sees: series, geometry, which plugins would take it, and why not."""
-    series = open_node(config).admin.inspect(path, nifti=volume)
+    with working(f"reading {path}"):
+        series = open_node(config).admin.inspect(path, nifti=volume)
     if as_json:
         show_json(series)
         return
@@ -56,25 +57,28 @@ def inspect(
 
 
 def measure(
-    mask: Annotated[Path, typer.Argument(help="SEG, NIfTI or NRRD on the image's grid.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="SEG, NIfTI or NRRD on the image's grid.")],
     image: Annotated[Path, typer.Option("--image", help="The image series: a file or folder.")],
     as_json: JsonOption = False,
 ) -> None:
     """Measure every label of a mask on its image."""
     from dicom_node.admin.inspection import measure_mask  # reads images: a second to load
 
-    show(measure_mask(mask, image), MEASURE_COLUMNS, as_json=as_json)
+    with working(f"measuring {mask}"):
+        measured = measure_mask(mask, image)
+    show(measured, MEASURE_COLUMNS, as_json=as_json)
 
 
 def infer(
-    plugin: Annotated[str, typer.Argument(help="Id of the plugin.")],
-    path: Annotated[Path, typer.Argument(help="The study: a file or folder.")],
+    plugin: Annotated[str, typer.Argument(metavar="PLUGIN", help="Id of the plugin.")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="The study: a file or folder.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run one study through one plugin without the queue: results as files, or withheld or refused with the reason."""
-    answer = open_node(config).admin.infer(plugin, path, out)
+    with working(f"{plugin} on {path}"):
+        answer = open_node(config).admin.infer(plugin, path, out)
     if as_json:
         show_json(answer)
     else:

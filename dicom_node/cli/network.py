@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dicom_node.app import open_node
-from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json
+from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json, working
 from dicom_node.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def register(cli: typer.Typer) -> None:
 
 
 def echo(
-    peer: Annotated[str, typer.Argument(help="Name of a [[peer]].")],
+    peer: Annotated[str, typer.Argument(metavar="PEER", help="Name of a [[peer]].")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -32,7 +32,7 @@ def echo(
 
 
 def send(
-    paths: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files or folders.")],
     config: ConfigOption = None,
     to: Annotated[str | None, typer.Option("--to", help="Name of a [[destination]].")] = None,
     host: Annotated[str | None, typer.Option(help="Instead of --to: the receiver's host.")] = None,
@@ -46,9 +46,11 @@ def send(
     """Send DICOM files with C-STORE; exit status 1 unless every one is stored."""
     admin = open_node(config).admin
     if to is not None and host is None and port is None:
-        sent = admin.send(paths, destination=to)
+        with working(f"sending to {to}"):
+            sent = admin.send(paths, destination=to)
     elif to is None and host is not None and port is not None:
-        sent = admin.send_to(paths, host=host, port=port, called_ae=called, calling_ae=calling)
+        with working(f"sending to {host}:{port}"):
+            sent = admin.send_to(paths, host=host, port=port, called_ae=called, calling_ae=calling)
     else:
         raise UsageError("say where to send: --to DESTINATION, or --host and --port (and --called)")
     failed = [item for item in sent if not item["stored"]]

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from dicom_node.app import Role, open_node, run_role, supervise
-from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json
+from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json, working
 
-plugins = typer.Typer(help="Plugins and their models.", no_args_is_help=True)
+plugins = typer.Typer(help="Plugins and their models.", no_args_is_help=True, rich_markup_mode=None)
 
 PluginId = Annotated[str, typer.Argument(metavar="PLUGIN", help="Id of the plugin.")]
 
@@ -60,7 +60,8 @@ def demo(
     """
     from dicom_node.demo import run_demo
 
-    report = run_demo(study_dir, out, say=(lambda _text: None) if as_json else say)
+    with working("demonstration") as tell:
+        report = run_demo(study_dir, out, say=(lambda _text: None) if as_json else tell)
     if as_json:
         show_json(report.as_dict())
     raise typer.Exit(0 if report.agrees else 1)
@@ -90,7 +91,8 @@ def selftest_plugins(
     as_json: JsonOption = False,
 ) -> None:
     """Compute each plugin's reference case again and compare; exit status 1 when one differs."""
-    results = open_node(config).admin.selftest(plugin)
+    with working("computing reference cases"):
+        results = open_node(config).admin.selftest(plugin)
     show(results, ("id", "ok", "detail", "duration_s"), as_json=as_json)
     if not all(result["ok"] for result in results):
         raise typer.Exit(1)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -15,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dicom_node.errors import DicomNodeError
@@ -52,6 +54,23 @@ def show_json(value: object) -> None:
 def say(text: str) -> None:
     """Print a line for people; square brackets are shown as they are."""
     console().print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def working(what: str) -> Iterator[Callable[[str], None]]:
+    """Show on standard error that long work is under way; yield what prints a line meanwhile.
+
+    A moving bar with the time on a terminal, one plain line elsewhere. Standard output stays for the answer.
+    """
+    terminal = Console(stderr=True)
+    if not terminal.is_terminal:
+        sys.stderr.write(f"{what} ...\n")
+        yield say
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=terminal, transient=True) as progress:
+        progress.add_task(what, total=None)  # nobody knows how long a network takes
+        yield say
 
 
 def leave(error: DicomNodeError) -> NoReturn:

@@ -9,10 +9,10 @@ import typer
 from dicom_node.app import open_node
 from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json
 
-studies = typer.Typer(help="Studies that were received.", no_args_is_help=True)
-jobs = typer.Typer(help="Jobs: one plugin on one input.", no_args_is_help=True)
-deliveries = typer.Typer(help="Results on their way to destinations.", no_args_is_help=True)
-route = typer.Typer(help="Rules.", no_args_is_help=True)
+studies = typer.Typer(help="Studies that were received.", no_args_is_help=True, rich_markup_mode=None)
+jobs = typer.Typer(help="Jobs: one plugin on one input.", no_args_is_help=True, rich_markup_mode=None)
+deliveries = typer.Typer(help="Results on their way to destinations.", no_args_is_help=True, rich_markup_mode=None)
+route = typer.Typer(help="Rules.", no_args_is_help=True, rich_markup_mode=None)
 
 STUDY_COLUMNS = ("study_instance_uid", "state", "n_series", "n_instances", "last_received", "decisions", "jobs")
 JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "attempts", "generation", "reason")
