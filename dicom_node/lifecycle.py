@@ -41,6 +41,7 @@ class JobEvent(StrEnum):
     WAKE = "wake"  # its back-off is over
     FAIL = "fail"  # no attempt is left, or the error is final
     LEASE_EXPIRED = "lease_expired"  # its worker died or stalled
+    GIVE_BACK = "give_back"  # its worker is being stopped
     HOLD = "hold"
     RELEASE = "release"
     CANCEL = "cancel"
@@ -57,6 +58,7 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
         (JobState.RUNNING, JobEvent.REFUSE): JobState.REFUSED,
         (JobState.RUNNING, JobEvent.RETRY_LATER): JobState.WAITING,
         (JobState.RUNNING, JobEvent.LEASE_EXPIRED): JobState.QUEUED,
+        (JobState.RUNNING, JobEvent.GIVE_BACK): JobState.QUEUED,
         (JobState.RUNNING, JobEvent.FAIL): JobState.FAILED,
         (JobState.DELIVERING, JobEvent.FINISH): JobState.DONE,
         (JobState.DELIVERING, JobEvent.FAIL): JobState.FAILED,

@@ -341,9 +341,11 @@ class Work:
         slots: Slots,
         results: ResultStore,
         installation: Installation,
+        stopping: threading.Event,
         clock: Clock,
         log: Log,
     ) -> None:
+        """Take the collaborators; once `stopping` is set, a running job is given back."""
         self._jobs = jobs
         self._worker = worker
         self._settings = settings
@@ -351,6 +353,7 @@ class Work:
         self._slots = slots
         self._results = results
         self._installation = installation
+        self._stopping = stopping
         self._clock = clock
         self._log = log
 
@@ -420,6 +423,8 @@ class Work:
     def _after(self, job: ClaimedJob, error: DicomNodeError) -> str:
         if isinstance(error, RefusedInputError):
             return self._jobs.refuse(job.id, job.token, error.reason)
+        if self._stopping.is_set() and error.retryable:
+            return self._jobs.give_back(job.id, job.token)
         if not error.retryable:
             return self._jobs.fail(job.id, job.token, str(error))
         pause = timedelta(seconds=self._settings.retry_base_s * 2 ** (job.attempt - 1))
@@ -450,7 +455,7 @@ class Work:
         thread = threading.Thread(target=beat, name=f"lease-{job.id}", daemon=True)
         thread.start()
         try:
-            yield lambda: not lost.is_set()
+            yield lambda: not (lost.is_set() or self._stopping.is_set())
         finally:
             ended.set()
             thread.join()

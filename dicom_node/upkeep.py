@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
 from dicom_node.filing import InstanceStore
-from dicom_node.ids import ProcessIdentity
+from dicom_node.ids import ProcessIdentity, process_identity
 from dicom_node.logs import Log
 from dicom_node.pipeline import INDEX_BATCH, index_files
 from dicom_node.records import Deliveries, Jobs, Studies
@@ -33,16 +35,30 @@ class Watch:
 
     def step(self) -> bool:
         """Look once; return False, so that the next look comes after a pause."""
-        for job_id in self._jobs.reap(owner_is_alive):
+        for job_id in self._jobs.reap(owner_is_alive, died_with_its_node):
             self._log.warning("job.taken_back", job_id=job_id)
         self._deliveries.reap(owner_is_alive)
         self._jobs.wake()
         return False
 
 
+def owner_name() -> str:
+    """Return the name under which this process owns work: who it is, and who started it."""
+    return f"{process_identity()}/{process_identity(os.getppid())}"
+
+
 def owner_is_alive(name: str) -> bool:
     """Return whether the process that a worker or sender is named after runs; True when in doubt."""
+    return _is_alive(name.partition("/")[0])
+
+
+def died_with_its_node(name: str) -> bool:
+    """Return whether the process that started the owner is gone too: then no job of the owner's brought it down."""
+    return not _is_alive(name.partition("/")[2])
+
+
+def _is_alive(word: str) -> bool:
     try:
-        return ProcessIdentity.parse(name).is_alive()
+        return ProcessIdentity.parse(word).is_alive()
     except ValueError:
         return True

@@ -175,13 +175,22 @@ class Jobs:
             last = f"{reason} (attempt {row.attempts} of {row.max_attempts})"
             return advance_job(connection, job_id, JobEvent.FAIL, now, token=token, reason=last)
 
+    def give_back(self, job_id: int, token: int) -> JobState:
+        """Queue the job again because its worker is being stopped; that is no attempt."""
+        return self._end(job_id, JobEvent.GIVE_BACK, "its worker was stopped", token=token, attempts=job.c.attempts - 1)
+
     # Upkeep
 
-    def reap(self, is_alive: Callable[[str], bool] | None = None) -> tuple[int, ...]:
+    def reap(
+        self,
+        is_alive: Callable[[str], bool] | None = None,
+        died_with_its_node: Callable[[str], bool] = lambda _worker: False,
+    ) -> tuple[int, ...]:
         """Take the jobs from workers whose lease has run out; return their ids.
 
         `is_alive` tells of a worker's name whether its process runs, a shortcut that spares waiting for the lease; it
-        must say True when in doubt. A job that was taken from `max_attempts` workers fails.
+        must say True when in doubt. A job that was taken from `max_attempts` workers fails; what died with the whole
+        node or machine is not held against it.
         """
         with self._database.read() as connection:
             running = connection.execute(select(job).where(job.c.state == JobState.RUNNING)).all()
@@ -189,7 +198,10 @@ class Jobs:
         workers = {row.worker for row in running}
         dead = {worker for worker in workers if is_alive is not None and not is_alive(worker)}
         suspects = [row for row in running if row.worker in dead or row.leased_until <= now]
-        return tuple(row.id for row in suspects if self._take_back(row, row.worker in dead, now))
+        blameless = {worker for worker in dead if died_with_its_node(worker)}
+        return tuple(
+            row.id for row in suspects if self._take_back(row, row.worker in dead, row.worker in blameless, now)
+        )
 
     def wake(self) -> tuple[int, ...]:
         """Queue the waiting jobs whose back-off is over; return their ids."""
@@ -289,7 +301,7 @@ class Jobs:
         with self._database.begin() as connection:
             return advance_job(connection, job_id, event, self._clock.now(), token=token, reason=reason, **values)
 
-    def _take_back(self, seen: Row[Any], is_dead: bool, now: datetime) -> bool:
+    def _take_back(self, seen: Row[Any], is_dead: bool, is_blameless: bool, now: datetime) -> bool:
         """Take a job from its worker, unless a heartbeat or another reaper came first."""
         still: ColumnElement[bool] = (job.c.token == seen.token) & (job.c.state == JobState.RUNNING)
         if not is_dead:
@@ -297,7 +309,16 @@ class Jobs:
         with self._database.begin() as connection:
             if connection.execute(select(job.c.id).where(job.c.id == seen.id, still).with_for_update()).first() is None:
                 return False
-            if seen.attempts < seen.max_attempts:
+            if is_blameless:
+                advance_job(
+                    connection,
+                    seen.id,
+                    JobEvent.LEASE_EXPIRED,
+                    now,
+                    reason="the node ended while it ran",
+                    attempts=job.c.attempts - 1,
+                )
+            elif seen.attempts < seen.max_attempts:
                 advance_job(connection, seen.id, JobEvent.LEASE_EXPIRED, now, reason="its worker died or stalled")
             else:
                 reason = f"its worker died or stalled {seen.attempts} times"

@@ -509,3 +509,27 @@ def test_four_threads_never_take_one_job_twice(records: Records) -> None:
     for thread in threads:
         thread.join()
     assert expected == sorted(taken)
+
+
+def test_job_that_is_given_back_has_its_attempt_again(records: Records) -> None:
+    """Stopping a worker is no attempt of the job, and the former owner's late write is refused."""
+    job_id, _ = records.jobs.enqueue(new_job(records, max_attempts=1))
+    first = _claimed(records)
+    records.jobs.give_back(first.id, first.token)
+    assert JobState.QUEUED == _state(records, job_id)
+    again = _claimed(records)
+    assert 1 == again.attempt
+    with pytest.raises(LeaseLostError):
+        _file(records, first)
+
+
+def test_death_of_the_whole_node_is_not_held_against_the_job(records: Records) -> None:
+    """Twenty ends of the node leave a job with all its attempts; a worker that dies alone costs one."""
+    job_id, _ = records.jobs.enqueue(new_job(records, max_attempts=1))
+    for _ in range(20):
+        _claimed(records)
+        assert (job_id,) == records.jobs.reap(lambda _worker: False, lambda _worker: True)
+        assert JobState.QUEUED == _state(records, job_id)
+    _claimed(records)
+    records.jobs.reap(lambda _worker: False, lambda _worker: False)
+    assert JobState.FAILED == _state(records, job_id)

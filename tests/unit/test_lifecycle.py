@@ -34,6 +34,7 @@ JOB_TABLE = {
         "refuse": "refused",
         "retry_later": "waiting",
         "lease_expired": "queued",
+        "give_back": "queued",
         "fail": "failed",
         "cancel": "cancelled",
     },
