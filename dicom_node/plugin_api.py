@@ -191,6 +191,21 @@ class Quality(Table):
     rule: dict[str, str] = Field(default_factory=dict)
 
 
+class InferenceSpec(Table):
+    """Everything between file and finding, as one value that is hashed into provenance (ARCHITECTURE, decision 8)."""
+
+    input: tuple[InputTensor, ...]
+    preprocess: Preprocess
+    inference: Inference
+    output: tuple[OutputTensor, ...]
+    postprocess: Postprocess
+    plausibility: Plausibility
+
+    def sha256(self) -> str:
+        """Return the digest of the spec: the same for the same meaning, however plugin.toml is laid out."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
 class Manifest(Table):
     """plugin.toml."""
 
@@ -234,9 +249,18 @@ class Manifest(Table):
                 raise ValueError(f"input {tensor.tensor!r}: window {window} is no multiple of {tensor.divisor}")
         return self
 
-    def spec_sha256(self) -> str:
-        """Return the digest of everything between file and finding: the InferenceSpec (ARCHITECTURE, decision 8)."""
-        spec = self.model_dump(
-            mode="json", include={"input", "preprocess", "inference", "output", "postprocess", "plausibility"}
+    @property
+    def spec(self) -> InferenceSpec:
+        """Return what happens between file and finding."""
+        return InferenceSpec(
+            input=self.input,
+            preprocess=self.preprocess,
+            inference=self.inference,
+            output=self.output,
+            postprocess=self.postprocess,
+            plausibility=self.plausibility,
         )
-        return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+    def spec_sha256(self) -> str:
+        """Return the digest of the spec."""
+        return self.spec.sha256()
