@@ -10,17 +10,8 @@ import typer
 from dicom_node.app import open_node
 from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json, working
 
-MEASURE_COLUMNS = (
-    "label",
-    "volume_ml",
-    "volume_mesh_ml",
-    "diameter_3d_mm",
-    "diameter_long_mm",
-    "diameter_short_mm",
-    "mean",
-    "sd",
-    "centroid_lps_mm",
-)
+FINDING_COLUMNS = ("number", "label", "volume_ml", "diameter_long_mm", "mean", "centroid_lps_mm")
+"""What fits a terminal; `--json` has every measurement."""
 
 
 def register(cli: typer.Typer) -> None:
@@ -66,7 +57,11 @@ def measure(
 
     with working(f"measuring {mask}"):
         measured = measure_mask(mask, image)
-    show(measured, MEASURE_COLUMNS, as_json=as_json)
+    if as_json:
+        show_json(measured)
+        return
+    for entry in measured:
+        show([{"measurement": key, "value": value} for key, value in entry.items()], ("measurement", "value"))
 
 
 def infer(
@@ -83,6 +78,7 @@ def infer(
         show_json(answer)
     else:
         say(f"{answer['outcome']}" + (f": {answer['reason']}" if answer["reason"] else ""))
-        show(answer["findings"], ("number", *MEASURE_COLUMNS), as_json=False)
+        if answer["findings"]:
+            show(answer["findings"], FINDING_COLUMNS)
         for file in answer["files"]:
             say(str(file))

@@ -32,7 +32,7 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
 
 
-def show(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_json: bool, title: str = "") -> None:
+def show(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], *, as_json: bool = False, title: str = "") -> None:
     """Print rows as a table of the named columns, or all of their keys as JSON."""
     if as_json:
         show_json(list(rows))
