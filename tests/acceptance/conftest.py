@@ -6,16 +6,19 @@ import json
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydicom.dataset import Dataset
 
 from dicom_node.reading import find_files, group_series
 from tests import peers
 from tests.acceptance.site import Site
+from tests.acceptance.variants import Variant, slices_around_object, write_variant
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,19 @@ def real_t1(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Stud
     series = [one for one in group_series(find_files(folder))[0] if one.images]
     dicom = series[0].images[0].path.parent
     return Study(folder=dicom, uid=series[0].study_instance_uid, truth=[])
+
+
+@pytest.fixture
+def small_study(phantom: Callable[..., Study], tmp_path: Path) -> Callable[..., Variant]:
+    """Return the maker of small studies: `small_study(change)`; each call gives a study of its own."""
+    large = phantom(3001)
+    slices = slices_around_object(large.folder, large.truth)
+    numbers = count()
+
+    def make(change: Callable[[list[Dataset]], Iterable[Dataset]] = lambda slices: slices) -> Variant:
+        return write_variant(slices, tmp_path / f"study-{next(numbers)}", change)
+
+    return make
 
 
 @pytest.fixture

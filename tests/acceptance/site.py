@@ -9,8 +9,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy import text
 
 from dicom_node.app import Node
 from tests import peers
@@ -107,9 +110,33 @@ class Site:
             self._process.wait()
         self._process = None
 
-    def jobs(self) -> list[dict[str, Any]]:
-        """Return the jobs, as `jobs list --json` has them."""
-        return self.node.admin.jobs()
+    def jobs(self, study_uid: str | None = None) -> list[dict[str, Any]]:
+        """Return the jobs, or those of one study, as `jobs list --json` has them."""
+        return [job for job in self.node.admin.jobs() if study_uid in (None, job["study_instance_uid"])]
+
+    def rows(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        """Return what the records answer to a query."""
+        with self.node.database.read() as connection:
+            return [tuple(row) for row in connection.execute(text(query), values)]
+
+    def cli(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the node as an administrator does."""
+        command = [sys.executable, "-m", "dicom_node", *arguments, "--config", str(self.config_file)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float = 120) -> None:
+        """Wait for a condition; where it never holds, fail with the node's last words."""
+        held = peers.eventually(holds, timeout_s=timeout_s)
+        assert held, f"never: {what}\n{self.jobs()}\n{self.log.read_text()[-4000:]}"
+
+    def wait_until_at_rest(self, timeout_s: float = 120) -> None:
+        """Wait until nothing is under way: no association, no study that is still received, no job, no delivery."""
+        under_way = """
+            SELECT (SELECT count(*) FROM association WHERE released_at IS NULL)
+                 + (SELECT count(*) FROM study WHERE state = 'receiving')
+                 + (SELECT count(*) FROM job WHERE state IN ('waiting', 'queued', 'running', 'delivering'))
+                 + (SELECT count(*) FROM delivery WHERE state IN ('queued', 'sending', 'committing'))"""
+        self.wait_until(lambda: self.rows(under_way) == [(0,)], "at rest", timeout_s)
 
     def wait_for_decision(self, study_uid: str, timeout_s: float = 60) -> list[dict[str, Any]]:
         """Return the decisions about a study once it is complete."""
@@ -121,14 +148,18 @@ class Site:
         decisions: list[dict[str, Any]] = self.node.admin.study(study_uid)["decisions"]
         return decisions
 
-    def wait_for_jobs(self, count: int, timeout_s: float = 240) -> list[dict[str, Any]]:
-        """Return the jobs when `count` of them have ended."""
+    def wait_for_jobs(
+        self, count: int, timeout_s: float = 240, *, study_uid: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Return the jobs, or those of one study, when `count` of them have ended."""
         ended = ("done", "withheld", "refused", "failed", "cancelled")
         held = peers.eventually(
-            lambda: sum(job["state"] in ended for job in self.jobs()) >= count, timeout_s=timeout_s, every_s=0.2
+            lambda: sum(job["state"] in ended for job in self.jobs(study_uid)) >= count,
+            timeout_s=timeout_s,
+            every_s=0.2,
         )
         assert held, f"{self.jobs()}\n{self.log.read_text()[-3000:]}"
-        return self.jobs()
+        return self.jobs(study_uid)
 
     def install(self, plugin: str, source: Path) -> None:
         """Install a plugin's weights from a folder."""
