@@ -85,11 +85,14 @@ class Site:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self._process.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
+            if self._is_listening():
+                return
             time.sleep(0.05)
         raise RuntimeError(f"the node does not listen:\n{self.log.read_text()[-3000:]}")
+
+    def _is_listening(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def kill(self) -> None:
         """End every process of the node at once, as a power cut would: SIGKILL to the whole group."""
@@ -97,6 +100,8 @@ class Site:
         os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        # The roles die on their own; until the receiver has, its port would still take a connection.
+        assert peers.eventually(lambda: not self._is_listening(), every_s=0.01), "a killed node still listens"
 
     def stop(self) -> None:
         """End the node in order; a node that is gone already is fine."""
