@@ -105,7 +105,7 @@ class Serving:
         self._log_file = log_file
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "dicom_node", "serve", "--config", str(config_file)], stdout=log, stderr=log
+                [sys.executable, "-P", "-m", "dicom_node", "serve", "--config", str(config_file)], stdout=log, stderr=log
             )
 
     def wait_for_port(self, port: int, timeout_s: float) -> None:

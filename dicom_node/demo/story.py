@@ -128,7 +128,7 @@ def _make_room(out: Path) -> None:
 def _new_phantom(folder: Path) -> Path:
     """Make a QA phantom by the model builder's command; the node itself never imports model_build."""
     made = subprocess.run(
-        [sys.executable, "-m", "model_build", "phantom", "--out", str(folder)],
+        [sys.executable, "-P", "-m", "model_build", "phantom", "--out", str(folder)],
         capture_output=True,
         text=True,
         check=False,

@@ -110,6 +110,9 @@ def test_plugins_come_along_and_pass_their_selftest(run):
 def test_serve_answers_an_echo_and_drains_on_sigterm(installed, config, tmp_path):
     """`serve` in the folder of its configuration listens, answers dcmtk, and ends with 0 when it is told to."""
     peers.require_peer("dcmtk")
+    decoy = tmp_path / "dicom_node" / "__init__.py"  # what lies in the folder by chance must not run
+    decoy.parent.mkdir()
+    decoy.write_text("raise SystemExit('code of the folder ran')", encoding="utf-8")
     echoscu = find_program("echoscu")
     port = config.read_text(encoding="utf-8").split("port = ")[1].split()[0]
     log = tmp_path / "serve.log"
