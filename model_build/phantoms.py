@@ -36,11 +36,11 @@ GAP_MM = 4.0
 NOISE_SD_HU = (12.0, 16.0)
 OBJECT_HU = (40.0, 120.0)
 FAINTEST_SMALL_HU = 75.0
-"""Of an object of 8 mm; it falls to 40 HU at 16 mm. Test objects pair size and contrast in the same way: what is both
+"""Of an object of 8 mm or less; it falls to 40 HU at 16 mm. Test objects pair size and contrast in the same way: what is both
 small and faint tells of the noise and not of the chain."""
 BAR_HU = (250.0, 900.0)
 N_OBJECTS = (5, 9)
-SMALL_DIAMETER_MM, LARGE_DIAMETER_MM = (8.0, 24.0), (24.0, 36.0)
+SMALL_DIAMETER_MM, LARGE_DIAMETER_MM = (9.0, 24.0), (24.0, 36.0)
 """Of the smallest axis, the small ones spread evenly over its logarithm; one object in five is large."""
 IN_PLANE_MM, SLICE_MM = (0.8, 1.1), (1.0, 1.5)
 _NOISE_KERNEL = np.array([0.1, 1.0, 0.1])

@@ -52,9 +52,11 @@ class Settle:
 
     calibrate: int
     """Batches over which the statistics are averaged before they are held."""
+    rounds: int
     steps: int
+    """Of one round."""
     learning_rate: float
-    """Falls to zero like the optimiser's."""
+    """Falls to zero in every round like the optimiser's (warm restarts, Loshchilov 2017)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +86,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Return how many steps the training has in all."""
-        return self.optimiser.steps + self.settle.steps
+        return self.optimiser.steps + self.settle.rounds * self.settle.steps
 
 
 _TABLES: dict[str, type[Data | Patches | Optimiser | Settle | Log]] = {

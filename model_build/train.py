@@ -55,11 +55,12 @@ def occupancy_loss(logits: Tensor, filled: Tensor) -> Tensor:
 
 
 def learning_rate(plan: Plan, step: int) -> float:
-    """Return the rate of a step: a polynomial fall to zero, then a second one while the network settles."""
+    """Return the rate of a step: a polynomial fall to zero, then one in every round of settling."""
     first, last = plan.optimiser, plan.settle
     if step < first.steps:
         return first.learning_rate * float((1 - step / first.steps) ** first.power)
-    return last.learning_rate * float((1 - (step - first.steps) / last.steps) ** first.power)
+    done = (step - first.steps) % last.steps / last.steps
+    return last.learning_rate * float((1 - done) ** first.power)
 
 
 def train(plan: Plan, steps: tuple[Step, ...], out: Path, *, clock: Clock, report: Report = lambda _: None) -> Path:

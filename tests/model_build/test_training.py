@@ -43,7 +43,7 @@ def plan() -> Plan:
         data=Data(first_seed=200_000, phantoms=2),
         patches=Patches(edge=24, batch=2, at_objects=0.8, at_distractors=0.1),
         optimiser=Optimiser(steps=35, learning_rate=1e-2, weight_decay=1e-2, power=0.9),
-        settle=Settle(calibrate=4, steps=5, learning_rate=1e-3),
+        settle=Settle(calibrate=4, rounds=1, steps=5, learning_rate=1e-3),
         log=Log(every=5, checkpoint_every=20),
     )
 
@@ -161,3 +161,15 @@ def test_unknown_architecture_is_refused(plan: Plan, manifest: Manifest, tmp_pat
 
     with pytest.raises(UsageError, match="unet3d_small"):
         train(dataclasses.replace(plan, architecture="unet4d"), manifest.preprocess.step, tmp_path, clock=ManualClock())
+
+
+def test_learning_rate_falls_to_zero_in_every_phase(plan: Plan) -> None:
+    """First once over the optimiser's steps, then anew in each round of settling."""
+    from model_build.train import learning_rate
+
+    rounds = dataclasses.replace(plan, settle=Settle(calibrate=0, rounds=2, steps=5, learning_rate=1e-3))
+    rates = [learning_rate(rounds, step) for step in range(rounds.steps)]
+    assert 45 == len(rates)
+    assert [1e-2, 1e-3, 1e-3] == [rates[0], rates[35], rates[40]]
+    for start, stop in ((0, 35), (35, 40), (40, 45)):
+        assert sorted(rates[start:stop], reverse=True) == rates[start:stop]
