@@ -270,6 +270,7 @@ def supervise(config: Path | None) -> int:
     log = Log("serve")
     for note in node.config.notes():
         log.info("config.note", reason=note)
-    command = [sys.executable, "-P", "-m", "dicom_node", "serve", "--config", str(node.config_file.absolute()), "--role"]
+    serve = [sys.executable, "-P", "-m", "dicom_node", "serve"]  # -P: not the code of the present folder
+    command = [*serve, "--config", str(node.config_file.absolute()), "--role"]
     supervisor = roles.Supervisor(command, [Role.RECEIVER, Role.WORKER, Role.SENDER], clock=node.clock, log=log)
     return supervisor.run(roles.stop_on_signals())

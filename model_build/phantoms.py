@@ -36,7 +36,7 @@ GAP_MM = 4.0
 NOISE_SD_HU = (12.0, 16.0)
 OBJECT_HU = (40.0, 120.0)
 FAINTEST_SMALL_HU = 75.0
-"""Of an object of 8 mm or less; it falls to 40 HU at 16 mm. Test objects pair size and contrast in the same way: what is both
+"""Of an object of 8 mm; it falls to 40 HU at 16 mm. Test objects pair size and contrast in the same way: what is both
 small and faint tells of the noise and not of the chain."""
 BAR_HU = (250.0, 900.0)
 N_OBJECTS = (5, 9)
