@@ -69,6 +69,8 @@ def export(architecture: str, weights: Path, manifest: Manifest, path: Path) -> 
     model = program.model_proto
     onnx.helper.set_model_props(model, _metadata(architecture, weights, manifest))
     onnx.checker.check_model(model, full_check=True)
+    for node in model.graph.node:  # the exporter writes stack traces there, with the paths of this machine
+        del node.metadata_props[:]
     onnx.save_model(model, path, save_as_external_data=False)
     with torch.inference_mode():
         expected = network(example).numpy()
