@@ -62,6 +62,8 @@ PURE = (
     "dicom_node.lifecycle",
     "dicom_node.plugin_api",
     "dicom_node.imaging.*",
+    "dicom_node.dimse.command",
+    "dicom_node.dimse.pdu",
     "dicom_node.filing.layout",
     "dicom_node.routing.*",
     "dicom_node.report.*",
