@@ -24,12 +24,12 @@ from dicom_node import ids
 from dicom_node.clock import Clock
 from dicom_node.config.schema import Peer, ReceiveSettings
 from dicom_node.dimse import acceptable_contexts, status
+from dicom_node.dimse.identify import identify
 from dicom_node.errors import RefusedInputError, StorageError, UndecodableError
 from dicom_node.logs import Log
 from dicom_node.receive.access import CONGESTED, NO_ROOM, Denied, OpenAssociation, admit, is_known_address, may
 from dicom_node.receive.association import DataSetSink, ReceivingAssociation, ReceivingHandler, RefusalError
 from dicom_node.receive.faces import Incoming, Store
-from dicom_node.receive.identify import identify
 from dicom_node.study import Association, FiledInstance, InstanceMeta
 
 How: TypeAlias = Literal["released", "aborted", "lost"]

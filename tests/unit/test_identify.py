@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dicom_node.dimse.identify import Identity, identify
 from dicom_node.errors import RefusedInputError, UndecodableError
-from dicom_node.receive.identify import Identity, identify
 from tests.integration.receiving import BIG, DEFLATED, EXPLICIT, IMPLICIT, MR, encode_data_set, small_data_set
 
 EXPECTED = Identity(
