@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from dicom_node.config.keywords import is_keyword, nearest_keyword
 from dicom_node.config.locate import Loc
+from dicom_node.config.schema import ReceiveSettings, Table, TlsSettings
 from dicom_node.config.words import did_you_mean, table_name
 
 Raw: TypeAlias = Mapping[str, Any]
@@ -20,7 +21,6 @@ Problem: TypeAlias = tuple[Loc, str]
 _WHOLE_KEY: Final = None
 LATER: Final[Mapping[tuple[str, ...], tuple[object, ...] | None]] = {
     ("node", "database"): ("postgresql",),
-    ("receive", "tls"): _WHOLE_KEY,
     ("storage", "quota_gb"): _WHOLE_KEY,
     ("storage", "retention_days"): _WHOLE_KEY,
     ("destination", "dicomweb"): _WHOLE_KEY,
@@ -76,8 +76,29 @@ def cross_references(raw: Raw) -> Iterator[Problem]:
                 yield (*loc, "destinations", index), message
 
 
-CONFIG_CHECKS: Final[tuple[Callable[[Raw], Iterator[Problem]], ...]] = (later_keys, cross_references)
+def tls_references(raw: Raw) -> Iterator[Problem]:
+    """Yield peers that need a certificate that we do not have, and a TLS port that is the plain one."""
+    receive = raw.get("receive")
+    tls = receive.get("tls") if isinstance(receive, Mapping) else None
+    if tls is None:
+        for loc, peer in _items(raw, "peer"):
+            if peer.get("tls") is True:
+                message = f'[[peer]] "{peer.get("name", "")}" needs the table [receive.tls]: its certificate is ours'
+                yield (*loc, "tls"), message
+    elif isinstance(receive, Mapping) and isinstance(tls, Mapping):
+        port = tls.get("port", _default(TlsSettings, "port"))
+        host = receive.get("host", _default(ReceiveSettings, "host"))
+        if port == receive.get("port", _default(ReceiveSettings, "port")) and tls.get("host", host) == host:
+            at = ("port",) if "port" in tls else ()
+            yield ("receive", "tls", *at), f"port {port} is that of [receive] already; TLS listens on another one"
+
+
+CONFIG_CHECKS: Final[tuple[Callable[[Raw], Iterator[Problem]], ...]] = (later_keys, cross_references, tls_references)
 """What is asked of config.toml beyond its schema; `unknown_keywords` is asked of every file with conditions."""
+
+
+def _default(table: type[Table], key: str) -> object:
+    return table.model_fields[key].default
 
 
 def _used_twice(raw: Raw, kind: str) -> Iterator[Problem]:

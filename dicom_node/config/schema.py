@@ -30,6 +30,7 @@ def _checked_ae_title(value: object) -> object:
 
 AeTitle: TypeAlias = Annotated[str, BeforeValidator(_checked_ae_title)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
+FileName: TypeAlias = Annotated[str, Field(min_length=1)]
 Scalar: TypeAlias = str | int | float
 Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -168,16 +169,40 @@ class NodeSettings(Table):
     """The zone of dates in DICOM headers that we write and of the age of studies: the machine's."""
 
 
+class TlsSettings(Table):
+    """[receive.tls]: a second, mutually authenticated port (PS3.15 B.12) beside the plain one."""
+
+    host: str | None = None
+    """Address to listen on; None: that of [receive]."""
+    port: Port = 2762
+    """IANA's dicom-tls."""
+    certificate: FileName
+    """PEM: our certificate, then those of intermediate CAs; relative to the configuration file, as the next two."""
+    key: FileName
+    """PEM, without a password."""
+    ca: FileName
+    """PEM: the CAs that sign the certificates of peers and ours."""
+
+
 class ReceiveSettings(Table):
     """[receive]"""
 
     host: str = "127.0.0.1"
     port: Port = 11112
     max_associations: Annotated[int, Field(ge=1, le=10_000)] = 100
+    max_associations_per_address: Annotated[int, Field(ge=1)] = 50
+    max_pending: Annotated[int, Field(ge=1)] = 64
+    """Connections that have not associated yet."""
     max_pdu: Annotated[int, Field(ge=4096, le=1 << 20)] = 131072
     """Bytes."""
     idle_timeout_s: Seconds = 300.0
     """An association that is silent so long is aborted."""
+    min_rate: Annotated[int, Field(ge=0)] = 1000
+    """Bytes per second that a sender keeps up inside an object; 0: no limit."""
+    other_storage_classes: Literal["file", "reject"] = "file"
+    """Private and unknown storage SOP classes."""
+    tls: TlsSettings | None = None
+    """None: no TLS port."""
 
 
 class StorageSettings(Table):
@@ -186,6 +211,8 @@ class StorageSettings(Table):
     on_conflict: Literal["replace_if_same_source", "keep_first", "reject"] = "replace_if_same_source"
     reserve_mb: Annotated[int, Field(ge=0)] = 512
     """Below this much free space no instance is accepted (0xA700)."""
+    journal_mb: Annotated[int, Field(ge=0)] = 512
+    """Write-ahead journal for small instances; 0: none."""
 
 
 class WorkerSettings(Table):
@@ -254,6 +281,8 @@ class Peer(Table):
     address: Annotated[Address, BeforeValidator(_parsed_address)] | None = None
     """Where we call it; None: we never do."""
     may: tuple[Literal["echo", "store", "commit"], ...] = ("echo", "store")
+    tls: bool = False
+    """We call it by TLS, and it is let in on the port of [receive.tls] only."""
 
 
 class Profile(Table):
