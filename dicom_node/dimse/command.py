@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from dicom_node.dimse.contexts import VERIFICATION
 from dicom_node.dimse.pdu import AbortReason, ProtocolError
 
 C_STORE_RQ: Final = 0x0001
@@ -124,6 +125,18 @@ def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str) ->
             (_PRIORITY, _US.pack(0)),
             (_DATA_SET_TYPE, _US.pack(_A_DATA_SET)),
             (_AFFECTED_SOP_INSTANCE_UID, _padded(sop_instance_uid.encode("ascii"), b"\x00")),
+        ]
+    )
+
+
+def echo_request(message_id: int) -> bytes:
+    """Return the command set of a C-ECHO-RQ."""
+    return _encoded(
+        [
+            (_AFFECTED_SOP_CLASS_UID, _padded(VERIFICATION.encode("ascii"), b"\x00")),
+            (_COMMAND_FIELD, _US.pack(C_ECHO_RQ)),
+            (_MESSAGE_ID, _US.pack(message_id)),
+            (_DATA_SET_TYPE, _US.pack(NO_DATA_SET)),
         ]
     )
 

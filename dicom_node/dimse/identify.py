@@ -51,6 +51,7 @@ LARGEST_INFLATION: Final = 100
 """Times that a deflated data set above `_HARMLESS_BYTES` may grow; images grow two to ten times."""
 _HARMLESS_BYTES: Final = 1 << 26
 _INFLATE_STEP: Final = 1 << 20
+_NOT_DEFLATED: Final = "the data set is not deflated as its transfer syntax says"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +76,7 @@ def identify(data_set: memoryview, transfer_syntax_uid: str) -> Identity:
     """
     if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         data_set = memoryview(_inflated_head(data_set))
-    try:
-        found = _Walk(
-            data_set,
-            implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
-            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
-        ).uids()
-    except struct.error:
-        raise UndecodableError("the data set is cut short") from None
+    found = _found(data_set, transfer_syntax_uid, tuple(_NAMES))
     missing = [name for tag, name in _NAMES.items() if not found.get(tag)]
     if missing:
         raise RefusedInputError(f"{missing[0]} is missing")
@@ -92,6 +86,35 @@ def identify(data_set: memoryview, transfer_syntax_uid: str) -> Identity:
         study_instance_uid=found[_STUDY_INSTANCE_UID],
         series_instance_uid=found[_SERIES_INSTANCE_UID],
     )
+
+
+def sop_uids(beginning: memoryview, transfer_syntax_uid: str) -> tuple[str, str]:
+    """Return SOP Class UID and SOP Instance UID of a data set whose first bytes are given; "" for what it lacks.
+
+    Raises
+    ------
+    UndecodableError
+        When the bytes are no data set in this transfer syntax, or end before these UIDs.
+    """
+    if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
+        try:
+            inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+            beginning = memoryview(inflater.decompress(beginning, _INFLATE_STEP))
+        except zlib.error:
+            raise UndecodableError(_NOT_DEFLATED) from None
+    found = _found(beginning, transfer_syntax_uid, (_SOP_CLASS_UID, _SOP_INSTANCE_UID))
+    return found.get(_SOP_CLASS_UID, ""), found.get(_SOP_INSTANCE_UID, "")
+
+
+def _found(data_set: memoryview, transfer_syntax_uid: str, tags: tuple[int, ...]) -> dict[int, str]:
+    try:
+        return _Walk(
+            data_set,
+            implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
+            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
+        ).uids(tags)
+    except struct.error:
+        raise UndecodableError("the data set is cut short") from None
 
 
 def _inflated_head(deflated: memoryview) -> bytes:
@@ -109,7 +132,7 @@ def _inflated_head(deflated: memoryview) -> bytes:
             if total > limit:
                 raise UndecodableError("the deflated data set grows beyond all measure")
     except zlib.error:
-        raise UndecodableError("the data set is not deflated as its transfer syntax says") from None
+        raise UndecodableError(_NOT_DEFLATED) from None
     return head
 
 
@@ -129,13 +152,13 @@ class _Walk:
         self._long = struct.Struct(f"{order}I")
         self._short = struct.Struct(f"{order}H")
 
-    def uids(self) -> dict[int, str]:
-        """Return the text of the four UIDs, as far as the top level has them, by tag."""
+    def uids(self, tags: tuple[int, ...]) -> dict[int, str]:
+        """Return the text of these elements, as far as the top level has them, by tag; `tags` ascend."""
         found: dict[int, str] = {}
         position = 0
         while position < len(self._data):
             tag, length, value, implicit = self._element(position, implicit=self._implicit)
-            if tag > _SERIES_INSTANCE_UID:
+            if tag > tags[-1]:
                 break
             if length == _UNDEFINED:
                 position = self._after_sequence(value, implicit=implicit)
@@ -143,8 +166,10 @@ class _Walk:
             position = value + length
             if position > len(self._data):
                 raise UndecodableError("an element is longer than the data set")
-            if tag in _NAMES:
+            if tag in tags:
                 found[tag] = bytes(self._data[value:position]).decode("ascii", "replace").rstrip("\x00 ")
+            if tag == tags[-1]:
+                break
         return found
 
     def _element(self, position: int, *, implicit: bool) -> tuple[int, int, int, bool]:

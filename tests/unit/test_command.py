@@ -60,6 +60,17 @@ def test_a_response_names_the_request_that_it_answers(
     assert (status, message_id, True) == (back.status, back.message_id_responded_to, back.is_response)
 
 
+def test_an_echo_request_is_what_others_read() -> None:
+    """C-ECHO-RQ of PS3.7 9.3.5.1: no data set, no instance."""
+    expected = {
+        "AffectedSOPClassUID": UID("1.2.840.10008.1.1"),
+        "CommandField": 0x30,
+        "MessageID": 9,
+        "CommandDataSetType": 0x0101,
+    }
+    assert expected == foreign(command.echo_request(9))
+
+
 def test_a_request_that_pynetdicom_writes_is_read() -> None:
     """Elements that we do not know are kept and harmless."""
     primitive = C_STORE()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dicom_node.dimse.identify import Identity, identify
+from dicom_node.dimse.identify import Identity, identify, sop_uids
 from dicom_node.errors import RefusedInputError, UndecodableError
 from tests.integration.receiving import BIG, DEFLATED, EXPLICIT, IMPLICIT, MR, encode_data_set, small_data_set
 
@@ -38,6 +38,29 @@ def test_identity_in_every_encoding(syntax: str, undefined_lengths: bool) -> Non
         undefined_lengths=undefined_lengths,
     )
     assert EXPECTED == identify(memoryview(data_set), syntax)
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, EXPLICIT, BIG, DEFLATED])
+def test_the_first_bytes_tell_class_and_instance(syntax: str) -> None:
+    """A sender needs no more than the beginning of a file, deflated or not."""
+    beginning = encode_data_set(small_data_set(n_pixels=50_000), syntax)[:200]
+    assert (MR, "1.2.3.4") == sop_uids(memoryview(beginning), syntax)
+
+
+def test_what_the_first_bytes_lack_is_empty() -> None:
+    """No SOP Class UID, no SOP Instance UID: "" says so, and the caller decides."""
+    ds = small_data_set()
+    del ds.SOPClassUID
+    assert ("", "1.2.3.4") == sop_uids(memoryview(encode_data_set(ds)), EXPLICIT)
+    del ds.SOPInstanceUID
+    assert ("", "") == sop_uids(memoryview(encode_data_set(ds)), EXPLICIT)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, DEFLATED])
+def test_first_bytes_that_are_no_data_set_are_undecodable(syntax: str) -> None:
+    """Junk is told from a data set without these UIDs."""
+    with pytest.raises(UndecodableError):
+        sop_uids(memoryview(b"\xff" * 40), syntax)
 
 
 def test_unknown_vr_holds_implicit_items() -> None:
