@@ -50,9 +50,10 @@ Stored: TypeAlias = NDArray[Any]
 MAX_VOXELS = 1 << 30
 """Of one volume or instance: 4 GiB as float32. A hospital's largest CT has a quarter of it."""
 
-_NATIVE = frozenset(
+NATIVE = frozenset(
     {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
 )
+"""Transfer syntaxes whose pixels are not encapsulated."""
 _PLUGINS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         JPEGBaseline8Bit: ("gdcm", "pillow"),
@@ -176,8 +177,8 @@ def check_decodable(header: Header, layout: PixelLayout) -> None:
     UndecodableError
         When nothing here decodes the transfer syntax, or uncompressed pixel data are shorter than the image.
     """
-    if header.transfer_syntax_uid not in _NATIVE:
-        _plugins(header)
+    if header.transfer_syntax_uid not in NATIVE:
+        usable_plugins(header.transfer_syntax_uid)
     elif header.pixels is not None and header.pixels.value_offset is not None:
         on_disk = header.path.stat().st_size - header.pixels.value_offset
         _check_length(layout, min(on_disk, header.pixels.length))
@@ -200,7 +201,7 @@ def stored_frames(header: Header, layout: PixelLayout, indices: Iterable[int]) -
     UndecodableError
         When the pixels cannot be decoded; the reason names the transfer syntax.
     """
-    if header.transfer_syntax_uid in _NATIVE:
+    if header.transfer_syntax_uid in NATIVE:
         yield from _native_frames(header, layout, indices)
     else:
         yield from _decoded_frames(header, layout, indices)
@@ -233,21 +234,27 @@ def _without_unused_bits(values: Stored, layout: PixelLayout) -> Stored:
     return native
 
 
-def _plugins(header: Header) -> tuple[str, ...]:
-    """Return the plugins that may decode the header's transfer syntax and are installed."""
-    allowed = _PLUGINS.get(header.transfer_syntax_uid, ())
-    available = get_decoder(UID(header.transfer_syntax_uid)).available_plugins if allowed else ()
+def usable_plugins(transfer_syntax_uid: str) -> tuple[str, ...]:
+    """Return the plugins that may decode a transfer syntax and are installed, first choice first.
+
+    Raises
+    ------
+    UndecodableError
+        When there is none.
+    """
+    allowed = _PLUGINS.get(transfer_syntax_uid, ())
+    available = get_decoder(UID(transfer_syntax_uid)).available_plugins if allowed else ()
     usable = tuple(plugin for plugin in allowed if plugin in available)
     if not usable:
-        raise UndecodableError(
-            f"the transfer syntax {header.transfer_syntax_name} cannot be decoded here; send the images uncompressed"
-        )
+        name = UID(transfer_syntax_uid).name
+        words = name if name == transfer_syntax_uid else f"{name} ({transfer_syntax_uid})"
+        raise UndecodableError(f"the transfer syntax {words} cannot be decoded here; send the images uncompressed")
     return usable
 
 
 def _decoded_frames(header: Header, layout: PixelLayout, indices: Iterable[int]) -> Iterator[Stored]:
-    native = header.transfer_syntax_uid in _NATIVE
-    plugins = ("",) if native else _plugins(header)
+    native = header.transfer_syntax_uid in NATIVE
+    plugins = ("",) if native else usable_plugins(header.transfer_syntax_uid)
     with quiet():
         try:
             dataset = dcmread(header.path)
@@ -292,7 +299,7 @@ def stored_array(header: Header) -> Stored:
         raise UndecodableError(
             f"{n_frames} frames of {sizes[0]} x {sizes[1]} are more than the {MAX_VOXELS} that are read"
         )
-    plugin = "" if header.transfer_syntax_uid in _NATIVE else _plugins(header)[0]
+    plugin = "" if header.transfer_syntax_uid in NATIVE else usable_plugins(header.transfer_syntax_uid)[0]
     with quiet():
         try:
             decoder = get_decoder(UID(header.transfer_syntax_uid))
