@@ -1,15 +1,15 @@
 """Reading: files -> headers and frames -> volumes and masks. Shared with model_build; it never writes DICOM on its own.
 
-Way in: `describe` one file, `group_series` of a folder, `load_volume` of a series. Whatever cannot be read or does not
-make one volume is refused with a reason (`UndecodableError`, `GeometryError`).
+Way in: `describe` one instance, `group_series` of a folder, `load_volume` of a series. Whatever cannot be read or does
+not make one volume is refused with a reason (`UndecodableError`, `GeometryError`).
 """
 
+from dicom_node.reading.description import describe, describe_bytes
 from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
 from dicom_node.reading.seg_reader import read_masks
 from dicom_node.reading.series import (
     SeriesFiles,
     UnreadableFile,
-    describe,
     find_files,
     group_series,
     load_volume,
@@ -20,6 +20,7 @@ __all__ = [
     "SeriesFiles",
     "UnreadableFile",
     "describe",
+    "describe_bytes",
     "find_files",
     "group_series",
     "load_volume",

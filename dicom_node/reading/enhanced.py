@@ -13,7 +13,7 @@ from __future__ import annotations
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
-from dicom_node.reading.header import VALUE_ERRORS, floats, integer, items, text
+from dicom_node.reading.header import VALUE_ERRORS, Attributes, floats, integer, items, text
 from dicom_node.study import Frame
 
 _CLASSIC_MARKS = (
@@ -61,7 +61,7 @@ def functional_groups(dataset: Dataset, keyword: str) -> list[Dataset | None]:
     return [_group(own, shared, keyword) for own in items(dataset, "PerFrameFunctionalGroupsSequence")]
 
 
-def frames_of(dataset: Dataset) -> tuple[Frame, ...]:
+def frames_of(dataset: Attributes) -> tuple[Frame, ...]:
     """Return the frames of an instance, in frame order; none when not every frame has a full geometry."""
     n_frames = integer(dataset, "NumberOfFrames") or 1
     if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
@@ -73,7 +73,7 @@ def frames_of(dataset: Dataset) -> tuple[Frame, ...]:
     return () if frame is None else (frame,)
 
 
-def _enhanced_frames(dataset: Dataset, n_frames: int) -> tuple[Frame, ...]:
+def _enhanced_frames(dataset: Attributes, n_frames: int) -> tuple[Frame, ...]:
     per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
     if len(per_frame) != n_frames:
         return ()
@@ -95,11 +95,11 @@ def _enhanced_frames(dataset: Dataset, n_frames: int) -> tuple[Frame, ...]:
 
 
 def _frame(
-    dataset: Dataset,
+    dataset: Attributes,
     number: int,
-    position: Dataset,
-    orientation: Dataset,
-    measures: Dataset,
+    position: Attributes,
+    orientation: Attributes,
+    measures: Attributes,
     marks: tuple[tuple[str, str], ...],
 ) -> Frame | None:
     """Return a frame from the data sets that hold its position, orientation and spacing; None when one is missing."""
@@ -146,7 +146,7 @@ def _group_marks(own: Dataset, shared: Dataset | None, dimensions: tuple[str, ..
     return tuple(marks.items())
 
 
-def _dimensions(dataset: Dataset) -> tuple[str, ...]:
+def _dimensions(dataset: Attributes) -> tuple[str, ...]:
     """Return the attribute that each dimension index points to: its keyword, or its tag when it is private."""
     names = []
     for item in items(dataset, "DimensionIndexSequence"):

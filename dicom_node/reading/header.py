@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from pydicom import config
 from pydicom.dataelem import RawDataElement
@@ -57,10 +57,12 @@ VALUE_ERRORS = (*PARSE_ERRORS, OSError)
 """The same where a value is parsed when it is asked for: pydicom reports the end of its bytes as OSError."""
 
 UNDEFINED_LENGTH = 0xFFFFFFFF
-_PIXELS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
+"""By tag."""
 _PER_FRAME_GROUPS = 0x52009230
-_DEFER_BYTES = 1 << 16
-_KEPT_BYTES = 4096
+DEFER_BYTES = 1 << 16
+"""Values above this are left in the file until they are asked for."""
+KEPT_BYTES = 4096
 """Values above this are bulk data (tables, overlays, vendors' blobs): no rule asks for them."""
 _HASH_BLOCK = 1 << 20
 
@@ -94,6 +96,16 @@ class Header:
         return name if name == self.transfer_syntax_uid else f"{name} ({self.transfer_syntax_uid})"
 
 
+class Attributes(Protocol):
+    """What has values by keyword: a data set, or what of it `head` found."""
+
+    def get(self, key: str, /) -> Any:
+        """Return a value, None when it is absent."""
+
+    def __contains__(self, key: Any, /) -> bool:
+        """Return whether there is such an attribute."""
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep pydicom's remarks about odd files, which may quote patients, from being shown or raised."""
@@ -112,17 +124,32 @@ def read_header(path: Path) -> Header:
     OSError
         When the file cannot be opened or read.
     """
+    with path.open("rb") as file:
+        dataset, transfer_syntax_uid, pixels = parse(file, defer_bytes=DEFER_BYTES)
+    return Header(path=path, dataset=dataset, transfer_syntax_uid=transfer_syntax_uid, pixels=pixels)
+
+
+def parse(file: BinaryIO, *, defer_bytes: int | None = None) -> tuple[Dataset, str, PixelElement | None]:
+    """Return data set, transfer syntax and pixels of a DICOM file; longer values than `defer_bytes` stay in the file.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no DICOM file, has no transfer syntax or cannot be parsed.
+    OSError
+        When the file cannot be read.
+    """
     seen: list[tuple[int, str | None, int]] = []
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
-        if tag in _PIXELS:
+        if tag in PIXEL_KEYWORDS:
             seen.append((int(tag), vr, length))
             return True
         return False
 
-    with path.open("rb") as file, quiet():
+    with quiet():
         try:
-            dataset = read_partial(file, stop_when=at_pixels, defer_size=_DEFER_BYTES)
+            dataset = read_partial(file, stop_when=at_pixels, defer_size=defer_bytes)
             transfer_syntax_uid = str(dataset.file_meta.get("TransferSyntaxUID", "") or "")
         except InvalidDicomError as error:
             raise UndecodableError("not a DICOM file: the prefix DICM is missing") from error
@@ -132,23 +159,23 @@ def read_header(path: Path) -> Header:
             if error.errno is not None:
                 raise
             raise UndecodableError("the header cannot be parsed (it ends early)") from error
-        if not transfer_syntax_uid:
-            raise UndecodableError("the file meta information names no transfer syntax")
-        pixels = None
-        if seen:
-            in_file = transfer_syntax_uid != DeflatedExplicitVRLittleEndian
-            pixels = _pixel_element(*seen[0], file.tell() if in_file else None)
-    return Header(path=path, dataset=dataset, transfer_syntax_uid=transfer_syntax_uid, pixels=pixels)
+    if not transfer_syntax_uid:
+        raise UndecodableError("the file meta information names no transfer syntax")
+    pixels = None
+    if seen:
+        in_file = transfer_syntax_uid != DeflatedExplicitVRLittleEndian
+        pixels = _pixel_element(*seen[0], file.tell() if in_file else None)
+    return dataset, transfer_syntax_uid, pixels
 
 
 def _pixel_element(tag: int, vr: str | None, length: int, element_offset: int | None) -> PixelElement:
     """Return where the value begins: after 8 bytes, or 12 in explicit VR with a 32-bit length (PS3.5 7.1)."""
     head = 8 if vr is None else 12
     offset = None if element_offset is None else element_offset + head
-    return PixelElement(keyword=_PIXELS[tag], value_offset=offset, length=length)
+    return PixelElement(keyword=PIXEL_KEYWORDS[tag], value_offset=offset, length=length)
 
 
-def text(dataset: Dataset, keyword: str, default: str = "") -> str:
+def text(dataset: Attributes, keyword: str, default: str = "") -> str:
     """Return an attribute as text without surrounding blanks, values joined by a backslash; `default` when absent."""
     try:
         value = dataset.get(keyword)
@@ -161,7 +188,7 @@ def text(dataset: Dataset, keyword: str, default: str = "") -> str:
     return "\\".join(str(part).strip() for part in value) or default
 
 
-def floats(dataset: Dataset, keyword: str, n: int) -> tuple[float, ...] | None:
+def floats(dataset: Attributes, keyword: str, n: int) -> tuple[float, ...] | None:
     """Return the `n` finite numbers of an attribute; None when it is absent, unreadable or has another multiplicity."""
     try:
         value = dataset.get(keyword)
@@ -177,7 +204,7 @@ def floats(dataset: Dataset, keyword: str, n: int) -> tuple[float, ...] | None:
     return numbers if len(numbers) == n and all(math.isfinite(number) for number in numbers) else None
 
 
-def integer(dataset: Dataset, keyword: str) -> int | None:
+def integer(dataset: Attributes, keyword: str) -> int | None:
     """Return an attribute as a whole number; None when it is absent or is none."""
     try:
         value = dataset.get(keyword)
@@ -186,7 +213,7 @@ def integer(dataset: Dataset, keyword: str) -> int | None:
         return None
 
 
-def items(dataset: Dataset | None, keyword: str) -> list[Dataset]:
+def items(dataset: Attributes | None, keyword: str) -> list[Dataset]:
     """Return the items of a sequence; none when it is absent or unreadable."""
     if dataset is None:
         return []
@@ -202,30 +229,34 @@ def header_json(dataset: Dataset) -> DicomJson:
 
     Values that cannot be parsed are left out.
     """
-    out: dict[str, dict[str, Any]] = {}
     with quiet():
-        for tag in sorted(dataset.keys()):
-            if tag not in _PIXELS and (element := _element_json(dataset, tag)) is not None:
-                out[f"{int(tag):08X}"] = element
+        return _dataset_json(dataset)
+
+
+def _dataset_json(dataset: Dataset) -> dict[str, dict[str, Any]]:
+    out = {}
+    for tag in sorted(dataset.keys()):
+        if tag not in PIXEL_KEYWORDS and (element := _element_json(dataset, tag)) is not None:
+            out[f"{int(tag):08X}"] = element
     return out
 
 
 def _element_json(dataset: Dataset, tag: BaseTag) -> dict[str, Any] | None:
     try:
         raw = dataset.get_item(tag)
-        if isinstance(raw, RawDataElement) and raw.value is None and raw.length > _DEFER_BYTES and raw.VR != "SQ":
+        if isinstance(raw, RawDataElement) and DEFER_BYTES < raw.length < UNDEFINED_LENGTH and raw.VR != "SQ":
             return None
         element = dataset[tag]
         if element.VR == "SQ":
             kept = list(element.value)[: 1 if tag == _PER_FRAME_GROUPS else None]
-            return {"vr": "SQ", "Value": [header_json(item) for item in kept]} if kept else {"vr": "SQ"}
-        if isinstance(element.value, bytes | str) and len(element.value) > _KEPT_BYTES:
+            return {"vr": "SQ", "Value": [_dataset_json(item) for item in kept]} if kept else {"vr": "SQ"}
+        if isinstance(element.value, bytes | str) and len(element.value) > KEPT_BYTES:
             return None
-        if isinstance(element.value, list) and len(element.value) > _KEPT_BYTES // 8:
+        if isinstance(element.value, list) and len(element.value) > KEPT_BYTES // 8:
             return None
         if element.VR in ("FL", "FD", "DS") and not _all_finite(element.value):
             return None  # JSON knows no NaN
-        return dict(element.to_json_dict(None, _KEPT_BYTES))
+        return dict(element.to_json_dict(None, KEPT_BYTES))
     except VALUE_ERRORS:
         return None
 

@@ -1,11 +1,10 @@
 """Files -> series -> volumes: what indexing, the commands and inference call.
 
-`describe` says what one file is, `group_series` sorts a folder, `load_volume` makes an array on a grid. Positions are
-the truth: slice order, distance and direction come from them alone, and a header that contradicts them is noted, not
-believed. What does not make one volume is refused with the reason; nothing is repaired in silence.
+`group_series` sorts a folder, `load_volume` makes an array on a grid. Positions are the truth: slice order, distance
+and direction come from them alone, and a header that contradicts them is noted, not believed. What does not make one
+volume is refused with the reason; nothing is repaired in silence.
 
-Sources: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups), C.12.1 (SOP Common),
-C.12.1.1.5 (Contributing Equipment).
+Sources: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups).
 """
 
 from __future__ import annotations
@@ -32,27 +31,11 @@ from dicom_node.reading.decode import (
     pixel_layout,
     stored_frames,
 )
+from dicom_node.reading.description import describe_any
 from dicom_node.reading.enhanced import frames_of, functional_groups
-from dicom_node.reading.header import (
-    Header,
-    data_set_digest,
-    floats,
-    header_json,
-    integer,
-    items,
-    quiet,
-    read_header,
-    text,
-)
-from dicom_node.study import EQUIPMENT_MANUFACTURER, DicomJson, Frame, InstanceDescription, SourceImage
+from dicom_node.reading.header import Header, data_set_digest, floats, items, quiet, read_header, text
+from dicom_node.study import DicomJson, Frame, InstanceDescription, SourceImage
 
-_NO_IMAGE_CLASSES = tuple(
-    f"1.2.840.10008.5.1.4.1.1.{suffix}"
-    for suffix in ("9.", "11.", "30", "66", "66.", "67", "68.", "88.", "104.", "481.2", "481.3", "481.5")
-)
-"""Waveforms, presentation states, parametric maps, segmentations and other raw or derived objects, real world values,
-surfaces, reports, encapsulated documents, radiotherapy doses, structures and plans: with a final dot the whole family
-is meant (PS3.4 B.5). They may hold pixel data and still are no source of one."""
 _HINT_TOLERANCE = 0.01
 """Relative difference from which a header's distance contradicts the positions."""
 _SHEAR_NOTED_DEGREES = 0.5
@@ -81,61 +64,6 @@ class SeriesFiles:
     descriptions: tuple[InstanceDescription, ...]
 
 
-def describe(path: Path) -> InstanceDescription:
-    """Return what a file is, from its header alone.
-
-    Raises
-    ------
-    UndecodableError
-        When the file cannot be parsed or lacks a Study, Series or SOP Instance UID.
-    """
-    description = _describe(read_header(path))
-    for keyword, uid in (
-        ("Study Instance UID", description.study_instance_uid),
-        ("Series Instance UID", description.series_instance_uid),
-        ("SOP Instance UID", description.sop_instance_uid),
-        ("SOP Class UID", description.sop_class_uid),
-    ):
-        if not uid:
-            raise UndecodableError(f"the instance has no {keyword}")
-    return description
-
-
-def _describe(header: Header) -> InstanceDescription:
-    """Return what a header says, with empty UIDs where it has none."""
-    dataset = header.dataset
-    sop_class_uid = text(dataset, "SOPClassUID")
-    with quiet():
-        is_image = _is_image(header, sop_class_uid)
-        return InstanceDescription(
-            study_instance_uid=text(dataset, "StudyInstanceUID"),
-            series_instance_uid=text(dataset, "SeriesInstanceUID"),
-            sop_instance_uid=text(dataset, "SOPInstanceUID"),
-            sop_class_uid=sop_class_uid,
-            transfer_syntax_uid=header.transfer_syntax_uid,
-            patient_id=text(dataset, "PatientID"),
-            is_image=is_image,
-            made_by_us=_made_by_us(dataset),
-            n_frames=(integer(dataset, "NumberOfFrames") or 1) if header.pixels else 0,
-            header=header_json(dataset),
-            frames=frames_of(dataset) if is_image else (),
-        )
-
-
-def _is_image(header: Header, sop_class_uid: str) -> bool:
-    if header.pixels is None or not integer(header.dataset, "Rows") or not integer(header.dataset, "Columns"):
-        return False
-    return not any(
-        sop_class_uid.startswith(name) if name.endswith(".") else sop_class_uid == name for name in _NO_IMAGE_CLASSES
-    )
-
-
-def _made_by_us(dataset: Dataset) -> bool:
-    makers = [text(dataset, "Manufacturer")]
-    makers += [text(item, "Manufacturer") for item in items(dataset, "ContributingEquipmentSequence")]
-    return EQUIPMENT_MANUFACTURER in makers
-
-
 def find_files(path: Path) -> list[Path]:
     """Return the file, or every file below the folder, sorted; DICOMDIR and hidden files are left out."""
     if not path.is_dir():
@@ -157,7 +85,7 @@ def group_series(paths: Iterable[Path]) -> tuple[list[SeriesFiles], list[Unreada
     unreadable = []
     for path in paths:
         try:
-            description = _describe(read_header(path))
+            description = describe_any(path)
         except UndecodableError as error:
             unreadable.append(UnreadableFile(path=path, reason=error.reason))
         except OSError as error:

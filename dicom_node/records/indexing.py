@@ -145,7 +145,7 @@ def _series_before(connection: Connection, study_uid: str, new: Sequence[Indexed
 
 def _header_values(filed: FiledInstance, description: InstanceDescription) -> dict[str, Any]:
     return {
-        "header": description.header,
+        "header": dict(description.header),
         "header_sop_instance_uid": filed.sop_instance_uid,
         "calling_ae": filed.calling_ae,
         "called_ae": filed.called_ae,
