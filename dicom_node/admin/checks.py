@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 import socket
+import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from dicom_node.config import Config
 from dicom_node.errors import DicomNodeError
 
 if TYPE_CHECKING:
     from dicom_node.admin.node import Parts
+
+_OPEN_TO_OTHERS: Final = stat.S_IROTH | stat.S_IWGRP | stat.S_IWOTH
+"""Modes that a private key must not have. A group may read it (Debian's ssl-cert), and not replace it."""
 
 
 def local(node: Parts) -> list[dict[str, Any]]:
@@ -23,7 +27,8 @@ def local(node: Parts) -> list[dict[str, Any]]:
     found.append(_entry("database", database.integrity == "ok", f"{database.version}, integrity {database.integrity}"))
     if database.warning:
         found.append(_entry("database", True, f"note: {database.warning}"))
-    found.append(_port(node.config))
+    found += _ports(node.config)
+    found += _certificates(node)
     found += _plugins(node)
     return found
 
@@ -52,23 +57,59 @@ def _disk(node: Parts) -> dict[str, Any]:
 
 
 def taken_port(config: Config) -> str | None:
-    """Return why the port cannot be bound, in words; None when it can."""
-    address = (config.receive.host, config.receive.port)
-    with socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET) as probe:
+    """Return why a port of the configuration cannot be bound, in words; None when all can."""
+    return next((taken for _, host, port in _wanted(config) if (taken := _taken(host, port)) is not None), None)
+
+
+def _wanted(config: Config) -> list[tuple[str, str, int]]:
+    """Return what each port is called, and host and number."""
+    receive = config.receive
+    ports = [("port", receive.host, receive.port)]
+    if receive.tls is not None:
+        ports.append(("TLS port", receive.tls.host or receive.host, receive.tls.port))
+    return ports
+
+
+def _taken(host: str, port: int) -> str | None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(address)
+            probe.bind((host, port))
         except OSError as error:
-            return f"{address[0]}:{address[1]}: {error.strerror or error}"
+            return f"{host}:{port}: {error.strerror or error}"
     return None
 
 
-def _port(config: Config) -> dict[str, Any]:
-    """Say whether the port can be bound, or is taken by what may be this very node."""
-    taken = taken_port(config)
-    if taken is not None:
-        return _entry("port", True, f"note: {taken}; fine when this node is serving")
-    return _entry("port", True, f"{config.receive.host}:{config.receive.port} is free")
+def _ports(config: Config) -> list[dict[str, Any]]:
+    """Say whether each port can be bound, or is taken by what may be this very node."""
+    found = []
+    for what, host, port in _wanted(config):
+        taken = _taken(host, port)
+        words = f"note: {taken}; fine when this node is serving" if taken is not None else f"{host}:{port} is free"
+        found.append(_entry(what, True, words))
+    return found
+
+
+def _certificates(node: Parts) -> list[dict[str, Any]]:
+    """Say what peers will think of the files of [receive.tls]."""
+    settings = node.config.receive.tls
+    if settings is None:
+        return []
+    from dicom_node.dimse.tls import CertificateError, CertificateFiles, examine
+
+    what = "TLS certificate"
+    files = CertificateFiles.of(settings, node.config_file.absolute().parent)
+    try:
+        report = examine(files, node.clock.now())
+    except CertificateError as error:
+        return [_entry(what, False, str(error))]
+    found = [_entry(what, False, problem) for problem in report.problems]
+    if not found:
+        found.append(_entry(what, True, f"{report.subject}, valid until {report.not_after:%Y-%m-%d}"))
+    found += [_entry(what, True, f"note: {note}") for note in report.notes]
+    if stat.S_IMODE(files.key.stat().st_mode) & _OPEN_TO_OTHERS:
+        found.append(_entry(what, True, f"warning: others can read or replace the private key; chmod 600 {files.key}"))
+    return found
 
 
 def _plugins(node: Parts) -> list[dict[str, Any]]:
