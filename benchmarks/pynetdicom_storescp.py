@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
 
 SUCCESS = 0x0000
 MAX_PDU_BYTES = 131072
@@ -18,6 +19,7 @@ MAX_PDU_BYTES = 131072
 
 def store(event: evt.Event, folder: Path) -> int:
     """Write one object and make it durable; return the status of the response."""
+    assert isinstance(event.request, C_STORE)
     path = folder / f"{event.request.AffectedSOPInstanceUID}.dcm"
     with path.open("wb") as file:
         file.write(event.encoded_dataset())

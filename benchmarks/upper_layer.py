@@ -1,7 +1,7 @@
 """Just enough of the DICOM upper layer, by hand, to be a sender that costs next to nothing.
 
 A benchmark that paces 1 Gbit/s or holds 200 associations must not spend the CPU that it measures: data sets are never
-encoded or copied here, `sendmsg` gathers them with the heads of their PDUs. Trusts its peer; no part of the node uses it.
+encoded or copied here, `sendmsg` gathers them with the heads of their PDUs. Trusts its peer; the node does not use it.
 
 Sources: DICOM PS3.8 9.3 (PDUs), PS3.7 9.3.1 (C-STORE), 6.3.1 (command sets are Implicit VR Little Endian).
 """
