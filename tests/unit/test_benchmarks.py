@@ -1,16 +1,35 @@
-"""The pure parts of benchmarks/: statistics, order of runs, judgement of targets, the line of JSON, templates."""
+"""The parts of benchmarks/ that judge: statistics, targets, the line of JSON, templates, hand-made PDUs, durability."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
 from io import BytesIO
+from pathlib import Path
 
 import pytest
 from pydicom import dcmread
+from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dsutils import decode
+from pynetdicom.pdu import A_ASSOCIATE_RQ
 
-from benchmarks.corpus import KINDS, Corpus, Kind, make_corpus, make_template
+from benchmarks.corpus import EXPLICIT_VR_LITTLE_ENDIAN, KINDS, Corpus, Kind, make_corpus, make_template
 from benchmarks.measure import Report, Target, interleaved, paired_ratios, percentile, spread, table
+from benchmarks.peers import Stored, build_preload
+from benchmarks.processes import cpu_s, peak_mb, process_tree
+from benchmarks.receive import CASES, Case
+from benchmarks.response import Answers, judge
+from benchmarks.upper_layer import associate_request, response_status, store_command
+from tests import peers
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
 
 SMALL = Kind(name="small", modality="CT", shape=(1, 8, 8), count=3, quick_count=2)
 
@@ -155,3 +174,144 @@ def test_objects_are_as_large_as_they_are_said_to_be(tmp_path, name, size_bytes)
     """Within 2 % of the size that the issue names."""
     corpus: Corpus = make_corpus(KINDS[name], tmp_path, count=1)
     assert corpus.data_set_bytes == pytest.approx(size_bytes, rel=0.02)
+
+
+def _corpus(count: int, data_set_bytes: int) -> Corpus:
+    files = tuple(Path(str(number)) for number in range(count))
+    return Corpus(name="c", files=files, sop_class_uid=CT, data_set_bytes=data_set_bytes)
+
+
+@pytest.mark.parametrize(
+    ("count", "size_bytes", "is_all"),
+    [
+        (5, 3000, True),
+        (5, 3000 + 5 * 1000, True),
+        (4, 3000, False),
+        (6, 3000, False),
+        (5, 2999, False),
+        (5, 100_000, False),
+    ],
+)
+def test_run_counts_only_when_all_was_stored_once(count, size_bytes, is_all):
+    """Too few, too many, too short or doubled: no result."""
+    assert is_all is Stored(count=count, size_bytes=size_bytes).is_all_of(_corpus(2, 1000), _corpus(3, 2000))
+
+
+@pytest.mark.parametrize(
+    ("peer", "kind", "associations", "at_least"),
+    [
+        ("dcmtk", "ct", 8, 0.95),
+        ("dcmtk", "tiny", 1, 0.95),
+        ("dcmtk", "tiny", 4, 1.25),
+        ("dcmtk", "tiny", 8, 1.25),
+        ("dcmtk", "multiframe", 1, 0.95),
+        ("orthanc", "ct", 1, 3.0),
+        ("orthanc", "mr", 4, 2.5),
+        ("orthanc", "tiny", 8, 1.8),
+        ("orthanc", "multiframe", 1, None),
+        ("pynetdicom", "mr", 1, 2.5),
+    ],
+)
+def test_targets_are_those_of_the_issue(peer, kind, associations, at_least):
+    """Each peer, each kind of object; only tiny objects over four associations ask for more of dcmtk."""
+    assert at_least == Case(kind=kind, associations=associations).at_least(peer)
+
+
+def test_multiframe_is_sent_over_one_association_alone():
+    """One object cannot be dealt out."""
+    assert [1] == [case.associations for case in CASES if case.kind == "multiframe"]
+    assert 10 == len({str(case) for case in CASES})
+
+
+def test_associate_request_is_what_the_standard_says():
+    """A foreign decoder reads titles, contexts and the largest PDU back."""
+    pdu = A_ASSOCIATE_RQ()
+    contexts = {1: (CT, EXPLICIT_VR_LITTLE_ENDIAN), 3: ("1.2.840.10008.1.1", "1.2.840.10008.1.2")}
+    pdu.decode(associate_request(called="NODE", calling="CT1", contexts=contexts))
+    primitive = pdu.to_primitive()
+    assert ("NODE", "CT1") == (primitive.called_ae_title, primitive.calling_ae_title)
+    proposed = {
+        context.context_id: (context.abstract_syntax, context.transfer_syntax[0])
+        for context in primitive.presentation_context_definition_list
+    }
+    assert contexts == proposed
+    assert 131072 == primitive.maximum_length_received
+
+
+@pytest.mark.parametrize("sop_instance_uid", ["1.2.3", "1.2.34"])
+def test_store_command_is_what_the_standard_says(sop_instance_uid):
+    """A foreign decoder reads the command back; an odd UID is padded, the group length is true."""
+    command = store_command(sop_class_uid=CT, sop_instance_uid=sop_instance_uid, message_id=7)
+    message = C_STORE_RQ()
+    message.command_set = decode(BytesIO(command), True, True)
+    primitive = message.message_to_primitive()
+    assert (CT, sop_instance_uid) == (primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID)
+    assert 7 == primitive.MessageID
+    assert len(command) - 12 == message.command_set.CommandGroupLength
+    assert 0x0101 != message.command_set.CommandDataSetType
+
+
+def test_status_is_found_in_a_response():
+    """The status stands behind other elements; a response without one is an error."""
+    head = bytes.fromhex("00000001 02000000 0180".replace(" ", ""))
+    assert 0xA700 == response_status(head + bytes.fromhex("00000009 02000000 00a7".replace(" ", "")))
+    with pytest.raises(ValueError, match="status"):
+        response_status(head)
+
+
+def _judged(answers: Answers) -> dict[str, bool]:
+    report = Report(benchmark="response")
+    options = argparse.Namespace(seconds=1.0, gbit_per_s=0.008)
+    judge(report, answers, size_bytes=10_000, options=options)
+    return {target.name: target.holds for target in report.targets}
+
+
+def test_responses_are_judged_by_time_refusals_and_rate():
+    """One refusal, one broken association, or too slow a load: the target that says so is missed, no other."""
+    p99, refusals, rate = "p99 of the response time, ms", "refusals and broken associations", "share of the paced rate"
+    good = Answers(response_s=[0.01] * 100, late_s=[0.0] * 100, statuses=Counter({0: 100}))
+    assert {p99: True, refusals: True, rate: True} == _judged(good)
+    slow = Answers(response_s=[0.01] * 98 + [0.2] * 2, late_s=[0.0] * 100, statuses=Counter({0: 100}))
+    assert {p99: False, refusals: True, rate: True} == _judged(slow)
+    refused = Answers(response_s=[0.01] * 100, late_s=[0.0] * 100, statuses=Counter({0: 99, 0xA700: 1}))
+    assert {p99: True, refusals: False, rate: True} == _judged(refused)
+    few = Answers(response_s=[0.01] * 50, late_s=[0.0] * 50, statuses=Counter({0: 50}))
+    assert {p99: True, refusals: True, rate: False} == _judged(few)
+    assert {p99: False, refusals: False, rate: False} == _judged(Answers(broken=["ConnectionError: gone"]))
+
+
+def test_process_tree_is_weighed_with_its_children():
+    """A child's memory and CPU count with those of its parent."""
+    burn = "x = bytearray(50_000_000)\nfor _ in range(3_000_000): pass\nprint(flush=True)\ninput()"
+    parent = f"import subprocess, sys\nsys.exit(subprocess.call([sys.executable, '-c', {burn!r}]))"
+    process = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        tree = process_tree(process.pid)
+        assert 2 == len(tree)
+        assert peak_mb(process.pid) > peak_mb(tree[1]) > 50
+        assert cpu_s(process.pid) > 0.05
+    finally:
+        process.communicate(b"\n")
+
+
+def test_preload_makes_an_object_durable_before_fclose_returns(tmp_path):
+    """What dcmtk writes is synchronised, then the folder of its name; what is only read is not."""
+    peers.require_peer("strace")
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    library = build_preload(tmp_path)
+    write = (
+        "import ctypes; c = ctypes.CDLL(None); c.fopen.restype = ctypes.c_void_p\n"
+        "for mode in (b'w', b'r'):\n"
+        "    f = ctypes.c_void_p(c.fopen(b'object.dcm', mode)); c.fputs(b'data', f); c.fclose(f)"
+    )
+    command = ["strace", "-y", "-e", "trace=fsync,write", "-o", "trace", "-E", f"LD_PRELOAD={library}"]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    subprocess.run([*command, sys.executable, "-c", write], cwd=tmp_path, env=environment, check=True)
+    calls = re.findall(r"^(write|fsync)\(\d+<([^>]+)>", (tmp_path / "trace").read_text(), re.MULTILINE)
+    file = str(tmp_path / "object.dcm")
+    assert [("write", file), ("fsync", file), ("fsync", str(tmp_path))] == [
+        call for call in calls if "pipe:" not in call[1]
+    ]
