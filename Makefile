@@ -2,6 +2,7 @@
 #   make demo    a phantom study through a whole node, with a table of what was found beside the truth
 #   make test    the tests; installs what they need        make test-long  torture, many seeds
 #   make check   lint, types, layers, spelling             make run        serve with config.toml
+#   make bench   speed beside dcmtk, Orthanc and pynetdicom; an hour, or minutes with ARGS=--quick
 # CI=true makes a missing peer a failure; TRAIN=1 installs torch too; PYTHON=... chooses the interpreter.
 
 SHELL := /bin/bash
@@ -23,7 +24,9 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # With CI=true or TRAIN=1 the tests of training run as well.
 TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
 
-.PHONY: help demo test test-long check run clean peers install-train
+BENCHMARKS ?= receive response send index
+
+.PHONY: help demo test test-long bench check run clean peers install-train
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -66,6 +69,12 @@ test: $(TEST_STAMP) peers
 
 test-long: $(TEST_STAMP) peers
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
+
+# All of them run, whichever misses a target.
+bench: $(TEST_STAMP) peers
+	@missed=(); \
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || missed+=("$$name"); done; \
+	if (($${#missed[@]})); then echo "targets missed: $${missed[*]}" >&2; exit 1; fi
 
 check: $(VENV)/.check
 	$(BIN)/ruff check .
