@@ -1,17 +1,18 @@
 """How received instances become rows: versions, then their series, then their study, in one transaction.
 
 The write half of `studies`. A row of an instance version is inserted once; afterwards only its `is_current` changes,
-when a newer version takes its place (`versions` decides). Counts and headers of a series are brought up to date from
-its current versions, so that a repeat, a correction or an instance that moved to another series leaves no trace.
+when a newer version takes its place (`versions` decides). Counts and headers of a series follow its current versions,
+so that a repeat, a correction or an instance that moved to another series leaves no trace. What a batch costs depends
+on the batch alone, not on what the series, or the database, holds already.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, select, update
+from sqlalchemy import Column, Connection, Row, insert, select, update
 
 from dicom_node.records.schema import association_study, instance, series, study
 from dicom_node.records.study_values import planes_of
@@ -20,6 +21,24 @@ from dicom_node.study import FiledInstance, InstanceDescription
 
 Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
 KeptBack: TypeAlias = tuple[FiledInstance, str]
+
+_SERIES_BEFORE: Final[tuple[Column[Any], ...]] = (
+    *(series.c.series_instance_uid, series.c.header_sop_instance_uid, series.c.last_received),
+    *(series.c.n_instances, series.c.n_images),
+)
+"""All that a batch asks of a series; its header would have to be parsed each time."""
+
+
+class _Gain(NamedTuple):
+    """What a batch adds to the counts of a series; ours never count."""
+
+    n_instances: int = 0
+    n_images: int = 0
+
+    def after(self, row: dict[str, Any], sign: int) -> _Gain:
+        """Return the gain when this version, too, becomes the current one (+1), or ceases to be it (-1)."""
+        counts = sign * (not row["made_by_us"])
+        return _Gain(self.n_instances + counts, self.n_images + counts * row["is_image"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +49,8 @@ class _Written:
     """New current versions that are not ours, oldest first."""
     changed: frozenset[str]
     """UIDs of series that gained or lost an image, or began."""
-    touched: frozenset[str]
-    """UIDs of series whose rows are to be brought up to date."""
+    gained: Mapping[str, _Gain]
+    """What each series gained or lost, by UID: the series whose rows are to be brought up to date."""
     kept_back: tuple[KeptBack, ...]
 
 
@@ -61,7 +80,7 @@ def index_study(
     before = _series_before(connection, study_uid, new)
     written = _write_versions(connection, study_uid, new, before, on_conflict)
     revision = int(row.revision) + bool(written.changed)
-    for series_uid in sorted(written.touched):
+    for series_uid in sorted(written.gained):
         _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
     if written.accepted:
         _refresh_study(connection, row, written, revision)
@@ -120,7 +139,7 @@ def _trace_associations(connection: Connection, study_uid: str, items: Sequence[
 
 def _series_before(connection: Connection, study_uid: str, new: Sequence[Indexed]) -> dict[str, Row[Any]]:
     """Return the rows of the study's series as they were; insert an empty row for each new one."""
-    rows = connection.execute(select(series).where(series.c.study_instance_uid == study_uid)).all()
+    rows = connection.execute(select(*_SERIES_BEFORE).where(series.c.study_instance_uid == study_uid)).all()
     before = {row.series_instance_uid: row for row in rows}
     made: set[str] = set()
     for filed, description in new:
@@ -163,7 +182,7 @@ def _write_versions(
     holders = _current_versions(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     changed: set[str] = set()
-    touched: set[str] = set()
+    gained: dict[str, _Gain] = {}
     kept_back: list[KeptBack] = []
     for filed, description in new:
         holder = holders.get(filed.sop_instance_uid)
@@ -174,7 +193,10 @@ def _write_versions(
             kept_back.append((filed, reason))
             continue
         holders[filed.sop_instance_uid] = row
-        touched |= _series_of(holder, row)
+        for one, sign in ((row, 1), (holder, -1)):
+            if one is not None:
+                series_uid = one["series_instance_uid"]
+                gained[series_uid] = gained.get(series_uid, _Gain()).after(one, sign)
         changed |= _series_of(*(one for one in (holder, row) if one and one["is_image"] and not one["made_by_us"]))
         if holder is not None:
             holder["is_current"] = False
@@ -188,7 +210,7 @@ def _write_versions(
     return _Written(
         accepted=tuple(accepted),
         changed=frozenset(changed),
-        touched=frozenset(touched),
+        gained=gained,
         kept_back=tuple(kept_back),
     )
 
@@ -260,16 +282,12 @@ def _refresh_series(
     revision: int,
 ) -> None:
     """Bring counts, header, times and revision of one series up to date."""
-    of_series: ColumnElement[bool] = (instance.c.study_instance_uid == study_uid) & (
-        instance.c.series_instance_uid == series_uid
-    )
-    counts = connection.execute(
-        select(
-            func.count().label("n_instances"),
-            func.coalesce(func.sum(case((instance.c.is_image, 1), else_=0)), 0).label("n_images"),
-        ).where(of_series, instance.c.is_current, ~instance.c.made_by_us)
-    ).one()
-    values: dict[str, Any] = dict(counts._mapping)
+    earlier = _Gain() if before is None else _Gain(before.n_instances, before.n_images)
+    gain = written.gained[series_uid]
+    values: dict[str, Any] = {
+        "n_instances": earlier.n_instances + gain.n_instances,
+        "n_images": earlier.n_images + gain.n_images,
+    }
     accepted = [item for item in written.accepted if item[1].series_instance_uid == series_uid]
     if accepted:
         received = [filed.received_at for filed, _ in accepted]

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records import OnConflict, Studies
+from dicom_node.records.schema import instance, series
 from dicom_node.records.study_values import planes_of, slice_spacing_mm
 from tests.integration.records_case import AXIAL, OWNER, SERIES, START, STUDY, Records, association, frame, image, later
 
@@ -139,6 +141,39 @@ def test_instance_may_move_to_another_series(records: Records) -> None:
     assert {SERIES: 1, OTHER: 1} == {one.series_instance_uid: one.n_images for one in view.series}
     evidence = records.studies.open_studies()[0]
     assert {evidence.revision} == {one.revision for one in evidence.series}
+
+
+_VERSIONS = st.tuples(
+    st.integers(1, 3), st.sampled_from("abc"), st.sampled_from([SERIES, OTHER]), st.booleans(), st.booleans()
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(st.lists(_VERSIONS, min_size=1, max_size=5), min_size=1, max_size=4))
+def test_counts_follow_the_current_versions(
+    tmp_path: Path, batches: list[list[tuple[int, str, str, bool, bool]]]
+) -> None:
+    """However instances repeat, change, move, cease to be images or turn out to be ours, in one batch or in many."""
+    records = Records(tmp_path / "records.sqlite")
+    for seconds, batch in enumerate(batches):
+        items = []
+        for number, version, series_uid, is_image, made_by_us in batch:
+            filed, description = image(number, version=version, at=later(seconds))
+            changes = {"series_instance_uid": series_uid, "is_image": is_image, "made_by_us": made_by_us}
+            items.append((filed, replace(description, **changes)))
+        records.studies.index(items)
+    with records.database.read() as connection:
+        counted = {
+            row.series_instance_uid: (row.n_instances, row.n_images)
+            for row in connection.execute(select(series.c.series_instance_uid, series.c.n_instances, series.c.n_images))
+        }
+        current = connection.execute(select(instance).where(instance.c.is_current, ~instance.c.made_by_us)).all()
+    records.database.close()
+    expected = dict.fromkeys(counted, (0, 0))
+    for row in current:
+        n_instances, n_images = expected[row.series_instance_uid]
+        expected[row.series_instance_uid] = (n_instances + 1, n_images + row.is_image)
+    assert expected == counted
 
 
 def test_header_comes_from_the_first_image(records: Records) -> None:
