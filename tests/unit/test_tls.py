@@ -279,6 +279,14 @@ def test_a_missing_intermediate_ca_is_a_problem(ca: Authority, tmp_path: Path) -
     assert "intermediate CAs to node.pem" in problem
 
 
+def test_an_expired_intermediate_ca_is_a_problem(ca: Authority, tmp_path: Path) -> None:
+    """The chain breaks there, however long our own certificate lasts."""
+    intermediate = authority(tmp_path, "ward-ca", starts=YEAR_START, days=100, parent=ca)
+    files = intermediate.issue("node", starts=YEAR_START)
+    expected = f"the CA ward-ca in {files.certificate}: expired on 2026-04-11; renew it"
+    assert (expected,) == examine(files, NOW).problems
+
+
 def test_a_certificate_for_servers_alone_is_a_problem(ca: Authority) -> None:
     """We listen and we call: its extended key usage must allow both."""
     (problem,) = examine(ca.issue("node", starts=YEAR_START, usage=SERVER_ONLY), NOW).problems
