@@ -248,6 +248,7 @@ def test_store_command_is_what_the_standard_says(sop_instance_uid):
     assert (CT, sop_instance_uid) == (primitive.AffectedSOPClassUID, primitive.AffectedSOPInstanceUID)
     assert 7 == primitive.MessageID
     assert len(command) - 12 == message.command_set.CommandGroupLength
+    assert 0 == len(command) % 2
     assert 0x0101 != message.command_set.CommandDataSetType
 
 
