@@ -1,9 +1,10 @@
 """Files -> the same object in a plain transfer syntax, for a peer that takes no other. The SOP Instance UID stays.
 
 Nothing is lost on the way: pixels that were compressed without loss come out bit by bit, and what a lossy compression
-did before stays told (Lossy Image Compression and its ratio are kept). The attributes of the Image Pixel module follow
-what was decoded: colours that JPEG or JPEG 2000 kept as YBR come out as RGB, which every reader shows; RLE and JPEG-LS
-keep the colour space in which they were made. Pixels of another byte order are turned, in words of their VR.
+did before stays told (Lossy Image Compression and its ratio are kept, or the former added). The attributes of the Image
+Pixel module follow what was decoded: colours that JPEG or JPEG 2000 kept as YBR come out as RGB, which every reader
+shows; RLE and JPEG-LS keep the colour space in which they were made. Pixels of another byte order are turned, in words
+of their VR.
 
 What cannot be decoded is refused. Decoders are those of `decode`; memory is that of the decoded object.
 
@@ -32,15 +33,22 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLSNearLossless,
 )
 
 from dicom_node.errors import UndecodableError
 from dicom_node.reading.decode import MAX_VOXELS, NATIVE, usable_plugins
-from dicom_node.reading.header import PARSE_ERRORS, integer, quiet
+from dicom_node.reading.header import PARSE_ERRORS, integer, quiet, text
 
 _ENCAPSULATED_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"
 _COLOURS_WERE_CONVERTED: Final = frozenset({JPEGBaseline8Bit, JPEGExtended12Bit})
 """The encoder turned RGB into YBR to save bytes; few readers take YBR from uncompressed pixels."""
+_LOSSY_METHODS: Final = {
+    JPEGBaseline8Bit: "ISO_10918_1",
+    JPEGExtended12Bit: "ISO_10918_1",
+    JPEGLSNearLossless: "ISO_14495_1",
+}
+"""Transfer syntaxes that lose something, and the term for it (PS3.3 C.7.6.1.1.5.1). JPEG 2000 may have lost nothing."""
 _WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 """VRs whose values pydicom leaves as bytes, and how long their words are (PS3.5 6.2)."""
 
@@ -86,6 +94,9 @@ def _make_plain(dataset: FileDataset, syntax: UID) -> None:
         else:
             _decode(dataset, syntax)
         _check_pixels(dataset, syntax)
+        if syntax in _LOSSY_METHODS and not text(dataset, "LossyImageCompression"):
+            # The transfer syntax said it so far; from now on nothing else would.
+            dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", _LOSSY_METHODS[syntax]
 
 
 def _decode(dataset: FileDataset, syntax: UID) -> None:
