@@ -12,7 +12,7 @@ import random
 import sys
 import threading
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +24,11 @@ from dicom_node.logs import Log, start_logging
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
+    from dicom_node.dimse.tls import Certificates
     from dicom_node.filing import InstanceStore, ResultStore
+    from dicom_node.indexing import Index
     from dicom_node.infer import PluginRegistry
+    from dicom_node.receive.listener import Wrap
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
 
 SHIPPED = Path(__file__).parent / "shipped"
@@ -96,8 +99,23 @@ class Node:
         """Received instances."""
         from dicom_node.filing import InstanceStore
 
-        reserve = self.config.storage.reserve_mb << 20
-        return InstanceStore(self.data_dir / "received", clock=self.clock, reserve_bytes=reserve)
+        storage = self.config.storage
+        return InstanceStore(
+            self.data_dir / "received",
+            clock=self.clock,
+            reserve_bytes=storage.reserve_mb << 20,
+            journal_bytes=storage.journal_mb << 20,
+        )
+
+    @cached_property
+    def certificates(self) -> Certificates | None:
+        """Our certificate and whom we trust; None without [receive.tls]."""
+        from dicom_node.dimse.tls import CertificateFiles, Certificates
+
+        settings = self.config.receive.tls
+        if settings is None:
+            return None
+        return Certificates(CertificateFiles.of(settings, self.config_file.parent), clock=self.clock, log=Log("tls"))
 
     @cached_property
     def results(self) -> ResultStore:
@@ -141,12 +159,12 @@ class Node:
         return build[role]()
 
     def _receiver(self) -> roles.Role:
-        from dicom_node import upkeep
-        from dicom_node.pipeline import Reception, conflict_policy
+        from dicom_node.indexing import Indexer, Reception, RejectOtherContent
         from dicom_node.receive import Listener
 
         log = Log("receiver")
-        reception = Reception(self.studies, process=ids.process_identity(), clock=self.clock, log=log)
+        indexer = Indexer(partial(_indexing, self.config_file))
+        reception = Reception(self.store, indexer.index, process=ids.process_identity(), clock=self.clock, log=log)
         listener = Listener(
             self.config.receive,
             self.config.node.ae_titles,
@@ -155,19 +173,31 @@ class Node:
             events=reception,
             clock=self.clock,
             log=log,
-            policy=conflict_policy(self.store, self.config.storage.on_conflict),
+            policy=RejectOtherContent(self.store) if self.config.storage.on_conflict == "reject" else None,
+            tls=self._tls_wrap(),
         )
 
         def before() -> None:
-            upkeep.reconcile(self.store, self.studies, log)
+            indexer.start()
+            reception.recover()
+            self.store.start()
             listener.start()
 
         def after() -> None:
             listener.stop(roles.DRAIN_S / 2)
             reception.drain()
+            indexer.stop()
+            self.store.stop()
 
         loops = [roles.Loop(name="index", step=reception.step, idle_s=STEP_S)]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
+
+    def _tls_wrap(self) -> Wrap | None:
+        """Return what makes TLS sockets of the TLS port's; certificates are read anew when they change."""
+        if self.certificates is None:
+            return None
+        certificates = self.certificates
+        return lambda plain: certificates.server().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
 
     def _worker(self, stop: threading.Event) -> roles.Role:
         from dicom_node import upkeep
@@ -225,6 +255,18 @@ class Node:
             for destination in self.config.destination
         ]
         return roles.LoopingRole(loops, log=log)
+
+
+def _indexing(config_file: Path) -> Index:
+    """Return what indexes, in the process that does nothing else."""
+    from dicom_node import upkeep
+    from dicom_node.indexing import Indexing
+
+    start_logging()
+    node = Node(config_file)
+    log = Log("indexer")
+    upkeep.adopt_shelf(node.store, node.studies, log)
+    return Indexing(node.store, node.studies, log=log).index
 
 
 def shipped(name: str) -> Path:

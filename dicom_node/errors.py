@@ -16,8 +16,9 @@
     |   +-- UnsupportedModelError    the runtime cannot run this model
     +-- ResultError                  a result contradicts its source or itself and must not leave
     +-- LimitExceededError           a job went over its declared time or memory
-    +-- ChildDiedError               the process that infers ended without an answer  (retryable)
+    +-- ChildDiedError               a process that worked for us ended without an answer (retryable)
     +-- StorageError                 bytes could not be made durable                  (0xA700, retryable)
+    +-- RecordsError                 the database is locked, full or away             (retryable)
     +-- SchemaError                  the database is of another version than the program (exit 2)
     +-- LeaseLostError               another worker owns the job now; its late write was refused
     +-- IllegalTransitionError       a state and an event that do not go together
@@ -152,6 +153,12 @@ class StorageError(DicomNodeError):
     retryable = True
     dimse_status: ClassVar[int] = 0xA700
     """PS3.4 Table B.2-1: Refused, Out of Resources."""
+
+
+class RecordsError(DicomNodeError):
+    """The database cannot be used now: it is locked, full or away; the work is tried again."""
+
+    retryable = True
 
 
 class SchemaError(DicomNodeError):

@@ -1,6 +1,6 @@
 """The story of a study, told in four chapters; read this first.
 
-    Reception   an instance was filed: it becomes a row, in batches, behind its durable file
+    Reception   an instance is durable: it is put on the shelf and becomes a row, in batches (`indexing`)
     Decision    a series or study is complete: every route says yes or why not; a yes becomes a job
     Work        a job is claimed: images -> findings -> SR and SEG, checked, filed, queued for every destination
     Dispatch    a result is claimed: it is sent, and the answer written down
@@ -14,10 +14,8 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -26,13 +24,17 @@ from dicom_node.clock import Clock
 from dicom_node.config import Config, config_digest
 from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
 from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
-from dicom_node.errors import DicomNodeError, LeaseLostError, RefusedInputError, UndecodableError
-from dicom_node.filing import InstanceStore, ResultStore
-from dicom_node.ids import Installation, ProcessIdentity
+from dicom_node.errors import (
+    DicomNodeError,
+    LeaseLostError,
+    RefusedInputError,
+)
+from dicom_node.filing import ResultStore
+from dicom_node.ids import Installation
 from dicom_node.infer import PluginRegistry, Request, Slots
 from dicom_node.lifecycle import DeliveryEvent
 from dicom_node.logs import Log
-from dicom_node.reading import describe, read_headers
+from dicom_node.reading import read_headers
 from dicom_node.records import (
     ClaimedDelivery,
     ClaimedJob,
@@ -42,105 +44,17 @@ from dicom_node.records import (
     NewDecision,
     NewJob,
     NewResult,
-    OnConflict,
     Studies,
     StudyEvidence,
 )
 from dicom_node.report import ResultIdentity, build_results, encode
-from dicom_node.study import Association, FiledInstance, InstanceDescription, InstanceMeta, JobInput
+from dicom_node.study import JobInput
 
-INDEX_BATCH: Final = 256
-"""Rows in one transaction: enough that a commit costs little per instance, few enough to be quick."""
 SEND_BATCH: Final = 64
 """Results in one association."""
 RESULT_ROLES: Final = ("seg.series", "seg.instance", "sr.series", "sr.instance")
 """What UIDs are allocated for with every job; report.ResultIdentity derives the same."""
 NO_ROUTE: Final = NewDecision(route="", outcome="not_matched", reason="Not processed: no [[route]] is configured.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Closed:
-    """An association ended; that is written behind the rows of all its instances."""
-
-    association_id: str
-    at: datetime
-    how: str
-
-
-class Reception:
-    """Filed instances become rows. Implements `receive.ReceiveEvents`: its methods are called by listener threads."""
-
-    def __init__(self, studies: Studies, *, process: ProcessIdentity, clock: Clock, log: Log) -> None:
-        self._studies = studies
-        self._process = process
-        self._clock = clock
-        self._log = log
-        self._pending: deque[FiledInstance | _Closed] = deque()
-        self._active: dict[str, datetime] = {}
-
-    def opened(self, association: Association) -> None:
-        """Write the association's row, so that what it moves can hold its study open."""
-        self._studies.open_association(association, self._process)
-
-    def filed(self, association_id: str, instance: FiledInstance) -> None:
-        """Queue the instance's row; its bytes are durable already."""
-        self._active[association_id] = self._clock.now()
-        self._pending.append(instance)
-
-    def activity(self, association_id: str) -> None:
-        """Note that the association moves data."""
-        self._active[association_id] = self._clock.now()
-
-    def closed(self, association_id: str, how: str) -> None:
-        """Queue the end of the association behind its instances."""
-        self._pending.append(_Closed(association_id=association_id, at=self._clock.now(), how=how))
-
-    def step(self) -> bool:
-        """Write one batch of rows; return whether there was any. What could not be written stays first in the queue."""
-        batch = [self._pending[index] for index in range(min(len(self._pending), INDEX_BATCH))]
-        active, self._active = self._active, {}
-        self._studies.touch_associations(active)
-        index_files(self._studies, (item for item in batch if isinstance(item, FiledInstance)), self._log)
-        for item in batch:
-            if isinstance(item, _Closed):
-                self._studies.release_association(item.association_id, item.at, item.how)
-        for _ in batch:
-            self._pending.popleft()
-        return bool(batch)
-
-    def drain(self) -> None:
-        """Write every row that waits."""
-        while self.step():
-            pass
-
-
-def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) -> None:
-    """Write the rows of filed instances; what cannot be described stays filed and is logged with the reason."""
-    described: list[tuple[FiledInstance, InstanceDescription]] = []
-    for instance in instances:
-        try:
-            described.append((instance, describe(instance.path)))
-        except UndecodableError as error:
-            log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid, reason=error.reason)
-    if described:
-        studies.index(
-            described,
-            on_kept_back=lambda one, reason: log.warning(
-                "instance.kept_back", sop_instance_uid=one.sop_instance_uid, calling_ae=one.calling_ae, reason=reason
-            ),
-        )
-
-
-def conflict_policy(store: InstanceStore, on_conflict: OnConflict) -> Callable[[InstanceMeta, str], str | None] | None:
-    """Return what the listener asks before it files: "reject" keeps other content of a filed instance out."""
-    if on_conflict != "reject":
-        return None
-
-    def policy(meta: InstanceMeta, digest: str) -> str | None:
-        is_other = store.has_other_version(meta.sop_instance_uid, digest)
-        return "this instance is here with other content" if is_other else None
-
-    return policy
 
 
 class Decision:

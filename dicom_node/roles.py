@@ -6,7 +6,6 @@ the pipeline until it is told to stop; SIGTERM drains: no new association, the r
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import Protocol
 
 from dicom_node.clock import Clock
 from dicom_node.logs import Log
+from dicom_node.processes import die_with_parent
 
 RESTART_S = 2.0
 """A role that ended is started again after this long."""
@@ -132,7 +132,7 @@ class Supervisor:
 
     def _start(self, role: str) -> subprocess.Popen[bytes]:
         parent = os.getpid()
-        process = subprocess.Popen([*self._command, role], preexec_fn=lambda: _die_with(parent))
+        process = subprocess.Popen([*self._command, role], preexec_fn=lambda: die_with_parent(parent))
         self._log.info("role.started", role=role, pid=process.pid)
         return process
 
@@ -147,10 +147,3 @@ class Supervisor:
                 self._log.warning("role.killed", role=role, pid=process.pid)
                 process.kill()
                 process.wait()
-
-
-def _die_with(parent_pid: int) -> None:
-    """Make the new process end when its parent does, so that no receiver outlives its node."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent_pid:
-        os._exit(1)

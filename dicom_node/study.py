@@ -80,6 +80,22 @@ class InstanceMeta:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """An instance that survives a power cut and waits to be shelved as a version of its own."""
+
+    meta: InstanceMeta
+    received_at: datetime
+    path: Path
+    """The file that holds its bytes: one of its own, or a segment of the journal."""
+    offset: int
+    """Where its content begins in that file: preamble, file meta information, data set."""
+    size_bytes: int
+    """Of the content."""
+    record_offset: int | None
+    """Where its record begins in the journal; None when it has a file of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FiledInstance:
     """One immutable version of an instance in the store."""
 

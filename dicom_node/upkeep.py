@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity, process_identity
+from dicom_node.indexing import LARGEST_BATCH, index_files
 from dicom_node.logs import Log
-from dicom_node.pipeline import INDEX_BATCH, index_files
 from dicom_node.records import Deliveries, Jobs, Studies
 
 
-def reconcile(store: InstanceStore, studies: Studies, log: Log) -> int:
-    """Write the rows of filed instances that have none, as after a crash between file and row; return how many.
+def adopt_shelf(store: InstanceStore, studies: Studies, log: Log) -> int:
+    """Write the rows of the versions on the shelf when there are no rows at all: the database was lost or begun anew.
 
-    All are found before the first is written, so that a study does not stand half indexed while files are looked
-    through; and only then the associations that brought them are ended, which hold their studies open until here.
+    Otherwise nothing is looked at, however many versions there are: what waits for its row is in the journal or among
+    the arrivals, and `Reception.recover` takes it up. Returns how many rows were written.
     """
-    missing = list(store.sweep(studies.known_paths()))
-    for first in range(0, len(missing), INDEX_BATCH):
-        index_files(studies, missing[first : first + INDEX_BATCH], log)
-    studies.orphan_associations(ProcessIdentity.is_alive)
-    log.info("store.reconciled", count=len(missing))
-    return len(missing)
+    if not studies.is_empty():
+        return 0
+    count = 0
+    shelf = store.sweep()
+    while batch := list(itertools.islice(shelf, LARGEST_BATCH)):
+        index_files(studies, batch, log)
+        count += len(batch)
+    log.info("store.adopted", count=count)
+    return count
 
 
 class Watch:

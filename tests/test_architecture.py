@@ -65,6 +65,7 @@ PURE = (
     "dicom_node.dimse.command",
     "dicom_node.dimse.pdu",
     "dicom_node.filing.layout",
+    "dicom_node.receive.pace",
     "dicom_node.routing.*",
     "dicom_node.report.*",
     "dicom_node.deliver.retry",
@@ -90,6 +91,7 @@ IMPURE_METHODS = frozenset(
     }
 )
 RECORDS_CALLERS = (
+    "dicom_node.indexing.*",
     "dicom_node.pipeline",
     "dicom_node.upkeep",
     "dicom_node.admin.*",
@@ -112,7 +114,9 @@ RANDOM_HOMES = ("dicom_node.ids",)
 
 BROAD_EXCEPT: dict[str, str] = {
     "dicom_node/infer/child.py": "process boundary: a plugin may raise anything; the parent gets it as an answer",
-    "dicom_node/receive/association.py": "request boundary: runs in the upper layer's thread; the answer tells",
+    "dicom_node/indexing/process.py": "process boundary: every error becomes an answer to the parent",
+    "dicom_node/receive/connection.py": "request boundary: an object that fails is drained; the answer tells",
+    "dicom_node/receive/negotiation.py": "request boundary: bytes from strangers in a foreign decoder",
     "dicom_node/receive/listener.py": "request boundary: one request or association must not end the listener",
     "dicom_node/roles.py": "process boundary: a role's loop logs, waits and goes on",
 }

@@ -17,7 +17,7 @@ from dicom_node.filing import InstanceStore
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
 from dicom_node.receive import Listener
-from dicom_node.study import Association, FiledInstance
+from dicom_node.study import Arrival, Association, FiledInstance
 
 CALLED_AE = "DICOM_NODE"
 
@@ -30,17 +30,20 @@ def free_port() -> int:
 
 
 class Arrivals:
-    """The events of the stand-in PACS: it counts what arrived. Implements receive.ReceiveEvents."""
+    """The events of the stand-in PACS: what arrived is put on its shelf. Implements receive.ReceiveEvents."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: InstanceStore) -> None:
+        self._store = store
         self.instances: list[FiledInstance] = []
         self.changed = threading.Condition()
 
     def opened(self, association: Association) -> None:
         """Take note of nothing."""
 
-    def filed(self, association_id: str, instance: FiledInstance) -> None:  # noqa: ARG002 - the protocol's name
+    def filed(self, association_id: str, arrival: Arrival) -> None:  # noqa: ARG002 - the protocol's name
         """Keep the instance."""
+        instance = self._store.shelve(arrival)
+        self._store.release(arrival)
         with self.changed:
             self.instances.append(instance)
             self.changed.notify_all()
@@ -105,7 +108,9 @@ class Serving:
         self._log_file = log_file
         with log_file.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dicom_node", "serve", "--config", str(config_file)], stdout=log, stderr=log
+                [sys.executable, "-P", "-m", "dicom_node", "serve", "--config", str(config_file)],
+                stdout=log,
+                stderr=log,
             )
 
     def wait_for_port(self, port: int, timeout_s: float) -> None:
@@ -140,7 +145,7 @@ class StandInPacs:
 
     def __init__(self, folder: Path, *, clock: Clock) -> None:
         self._store = InstanceStore(folder, clock=clock, reserve_bytes=0)
-        self._arrivals = Arrivals()
+        self._arrivals = Arrivals(self._store)
         self._listener = Listener(
             ReceiveSettings(port=free_port()),
             ["PACS"],

@@ -78,17 +78,25 @@ STORAGE_CLASSES: Final = frozenset(str(context.abstract_syntax) for context in A
 """The storage SOP classes with a name, retired ones included."""
 
 
-def is_storage_class(sop_class_uid: str) -> bool:
+def is_storage_class(sop_class_uid: str, *, takes_other_classes: bool = True) -> bool:
     """Return whether instances of this class are filed: named storage classes, and private or unknown ones."""
-    return sop_class_uid in STORAGE_CLASSES or not sop_class_uid.startswith(_ROOT)
+    return sop_class_uid in STORAGE_CLASSES or (takes_other_classes and not sop_class_uid.startswith(_ROOT))
 
 
-def acceptable_contexts(proposed_abstract_syntaxes: Iterable[str]) -> list[PresentationContext]:
-    """Return one context a class, of those that a peer proposed, with the transfer syntaxes that we take, in order."""
+def acceptable_contexts(
+    proposed_abstract_syntaxes: Iterable[str], *, takes_other_classes: bool = True
+) -> list[PresentationContext]:
+    """Return one context a class, of those that a peer proposed, with the transfer syntaxes that we take, in order.
+
+    Parameters
+    ----------
+    takes_other_classes
+        Whether private and unknown storage classes are among them.
+    """
     contexts = []
     for uid in sorted(set(proposed_abstract_syntaxes)):
         if uid == VERIFICATION:
             contexts.append(build_context(uid, [EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN]))
-        elif is_storage_class(uid):
+        elif is_storage_class(uid, takes_other_classes=takes_other_classes):
             contexts.append(build_context(uid, list(TRANSFER_SYNTAXES)))
     return contexts

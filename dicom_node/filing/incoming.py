@@ -1,20 +1,46 @@
 """One instance on its way in: the face through which receiving writes (ARCHITECTURE, decision 1).
 
-`commit` returns only when the instance survives a power cut; whether it journals or groups is hidden behind it.
-Whatever goes wrong before leaves no file behind.
+A small instance waits in memory until `commit` hands it to the journal; one that grows goes into a file of its own from
+then on, so memory does not depend on objects. `commit` returns only when the instance survives a power cut. Whatever
+goes wrong before leaves no file behind.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Final, Protocol
 
 from dicom_node.errors import StorageError
 from dicom_node.filing.durable import Bytes, PartFile, storage_error
 from dicom_node.filing.meta import encoded
-from dicom_node.study import FiledInstance, InstanceMeta
+from dicom_node.study import Arrival, InstanceMeta
+
+LARGEST_IN_MEMORY: Final = 1 << 20
+"""Bytes: a CT or MR slice stays below. Times the associations allowed, that is what receiving holds at most."""
+
+
+class Publisher(Protocol):
+    """What makes an incoming instance durable."""
+
+    @property
+    def largest_in_memory(self) -> int:
+        """Bytes of content up to which an instance waits in memory."""
+        ...
+
+    def open_part(self) -> PartFile:
+        """Open a file of its own. Raises OSError."""
+        ...
+
+    def publish_content(self, meta: InstanceMeta, content: tuple[Bytes, ...]) -> Arrival:
+        """Make an instance in memory durable. Raises OSError or StorageError."""
+        ...
+
+    def publish_part(self, meta: InstanceMeta, part: PartFile, content_bytes: int) -> Arrival:
+        """Make a file of its own durable. Raises OSError or StorageError."""
+        ...
 
 
 class Incoming:
@@ -23,17 +49,14 @@ class Incoming:
     After `commit` or `abort`, successful or not, it takes no more calls but `abort`.
     """
 
-    def __init__(self, meta: InstanceMeta, part: PartFile, publish: Callable[[Incoming], FiledInstance]) -> None:
+    def __init__(self, meta: InstanceMeta, publisher: Publisher) -> None:
         self.meta = meta
-        self._part = part
-        self._publish = publish
-        self._hash = hashlib.sha256()
+        self._publisher = publisher
+        self._head = encoded(meta)
+        self._buffer = bytearray()
+        self._part: PartFile | None = None
         self._size_bytes = 0
-        self._failed = False
-        head = encoded(meta)
-        self._data_set_offset = len(head)
-        with self._failures_as_storage_errors("writing an instance"):
-            part.write((head,))
+        self._ended = False
 
     @property
     def size_bytes(self) -> int:
@@ -41,14 +64,14 @@ class Incoming:
         return self._size_bytes
 
     @property
-    def digest(self) -> str:
-        """SHA-256, hexadecimal, of the data set bytes that were written so far."""
-        return self._hash.hexdigest()
-
-    @property
-    def part(self) -> PartFile:
-        """The file under its temporary name."""
+    def part(self) -> PartFile | None:
+        """The file under its temporary name; None while the instance is in memory."""
         return self._part
+
+    def digest(self) -> str:
+        """Return SHA-256, hexadecimal, of the data set bytes that were written so far."""
+        with self.data_set() as view:
+            return hashlib.sha256(view).hexdigest()
 
     def write(self, views: Iterable[Bytes]) -> None:
         """Append bytes of the data set, exactly as they came. The buffers belong to the caller again afterwards.
@@ -58,48 +81,60 @@ class Incoming:
         StorageError
             When the disk refuses; nothing is left behind, and every further call raises too.
         """
-        if self._failed:
-            raise StorageError("the instance was thrown away after an earlier error")
-        views = tuple(views)
+        self._require_open()
         with self._failures_as_storage_errors("writing an instance"):
-            self._size_bytes += self._part.write(views)
-        for view in views:
-            self._hash.update(view)
+            if self._part is not None:
+                self._size_bytes += self._part.write(views)
+                return
+            for view in views:
+                self._buffer += view
+            self._size_bytes = len(self._buffer)
+            if self._size_bytes > self._publisher.largest_in_memory:
+                self._part = self._publisher.open_part()
+                self._part.write((self._head, self._buffer))
+                self._buffer = bytearray()
 
     @contextmanager
     def data_set(self) -> Iterator[memoryview]:
         """Give the data set that was written so far as a read-only view, valid inside the `with`; nothing is copied."""
-        if not self._size_bytes:
-            yield memoryview(b"")
+        if self._part is None:
+            with memoryview(self._buffer) as buffered, buffered.toreadonly() as view:
+                yield view
             return
         with (
             mmap.mmap(self._part.descriptor, 0, access=mmap.ACCESS_READ) as mapped,
             memoryview(mapped) as whole,
-            whole[self._data_set_offset :] as view,
+            whole[len(self._head) :] as view,
         ):
             yield view
 
-    def commit(self) -> FiledInstance:
-        """Make the instance durable under its final name and return what was filed.
+    def commit(self) -> Arrival:
+        """Make the instance durable and return where it lies.
 
         Raises
         ------
         StorageError
             When the disk refuses or its reserve is reached; nothing is left behind.
         """
-        if self._failed:
-            raise StorageError("the instance was thrown away after an earlier error")
-        try:
-            with self._failures_as_storage_errors("filing an instance"):
-                return self._publish(self)
-        except StorageError:
-            self.abort()
-            raise
+        self._require_open()
+        with self._failures_as_storage_errors("filing an instance"):
+            if self._part is None:
+                arrival = self._publisher.publish_content(self.meta, (self._head, self._buffer))
+            else:
+                arrival = self._publisher.publish_part(self.meta, self._part, len(self._head) + self._size_bytes)
+        self._ended = True
+        return arrival
 
     def abort(self) -> None:
         """Throw away what was written; harmless after `commit` or a second time."""
-        self._failed = True
-        self._part.discard()
+        if self._part is not None and not self._ended:
+            self._part.discard()
+        self._ended = True
+        self._buffer = bytearray()
+
+    def _require_open(self) -> None:
+        if self._ended:
+            raise StorageError("the instance was thrown away after an earlier error")
 
     @contextmanager
     def _failures_as_storage_errors(self, action: str) -> Iterator[None]:
@@ -108,3 +143,6 @@ class Incoming:
         except OSError as error:
             self.abort()
             raise storage_error(action, error) from error
+        except StorageError:
+            self.abort()
+            raise

@@ -16,6 +16,8 @@ from typing import Final
 
 SUFFIX: Final = ".dcm"
 PART_SUFFIX: Final = ".part"
+ARRIVED_SUFFIX: Final = ".arrived"
+"""Of a file that is durable and waits to be shelved."""
 
 _UID: Final = re.compile(r"[0-9][0-9.]{0,63}")
 """PS3.5 9.1: digits and full stops, at most 64. Leading zeros in a component are wrong but seen, and harmless here."""

@@ -7,7 +7,6 @@ our errors. Memory is judged by resident size, not RLIMIT_AS, which breaks CUDA 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -21,11 +20,10 @@ from dicom_node.clock import Clock, SystemClock
 from dicom_node.errors import ChildDiedError, DicomNodeError, LimitExceededError
 from dicom_node.findings import Findings
 from dicom_node.infer.registry import Plugin
+from dicom_node.processes import BEHIND, die_with_parent
 
 POLL_S = 0.05
 """How often memory and time are looked at while a job runs."""
-_PR_SET_PDEATHSIG = 1
-"""prctl(2), linux/prctl.h."""
 _MIB = 1 << 20
 
 
@@ -142,12 +140,6 @@ def resident_bytes(pid: int | None) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _die_with_parent(parent_pid: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent_pid:  # it ended before prctl took effect
-        os._exit(1)
-
-
 def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid: int) -> None:
     """Answer requests until the parent hangs up. A process boundary: every error becomes an answer."""
     # The runtime and what reads images are for this process alone; the parents, all roles, do without.
@@ -155,7 +147,8 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
     from dicom_node.predict import predict
     from dicom_node.reading import load_volume
 
-    _die_with_parent(parent_pid)
+    die_with_parent(parent_pid)
+    os.nice(BEHIND)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then ends the child itself
     engine: OnnxRuntimeEngine | None = None

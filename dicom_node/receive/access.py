@@ -48,17 +48,26 @@ class OpenAssociation:
 
 
 def admit(
-    peers: Sequence[Peer], *, calling_ae: str, called_ae: str, address: str, ae_titles: Sequence[str]
+    peers: Sequence[Peer],
+    *,
+    calling_ae: str,
+    called_ae: str,
+    address: str,
+    ae_titles: Sequence[str],
+    is_encrypted: bool = False,
 ) -> Peer | Denied:
-    """Return the peer that calls, or why it is denied."""
+    """Return the peer that calls, or why it is denied; one with `tls` is let in through the TLS port alone."""
     if called_ae.strip() not in ae_titles:
         return _denied(diagnostic=7, reason="called AE title not recognised")
     titled = [peer for peer in peers if peer.ae_title == calling_ae.strip()]
     if not titled:
         return _denied(diagnostic=3, reason="calling AE title not recognised")
-    for peer in titled:
-        if _lies_in(peer, address):
+    here = [peer for peer in titled if _lies_in(peer, address)]
+    for peer in here:
+        if is_encrypted or not peer.tls:
             return peer
+    if here:
+        return _denied(diagnostic=3, reason="calling AE title known, but it has to call the TLS port")
     return _denied(diagnostic=3, reason="calling AE title known, but not from this address")
 
 

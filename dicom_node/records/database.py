@@ -23,9 +23,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 from dicom_node.clock import Clock
-from dicom_node.errors import SchemaError
+from dicom_node.errors import RecordsError, SchemaError
 from dicom_node.records.schema import VIEWS, metadata
 
 BUSY_TIMEOUT_MS: Final = 30_000
@@ -67,14 +68,20 @@ class Database:
 
     @contextmanager
     def begin(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that may write; commit at the end, roll back on an error."""
-        with self._engine.begin() as connection:
+        """Yield a connection in a transaction that may write; commit at the end, roll back on an error.
+
+        Raises
+        ------
+        RecordsError
+            When the database is locked, full or away.
+        """
+        with _operational_errors(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """Yield a connection that sees one moment of the database and must not write."""
-        with self._reader.connect() as connection:
+        """Yield a connection that sees one moment of the database and must not write. Raises RecordsError."""
+        with _operational_errors(), self._reader.connect() as connection:
             yield connection
 
     def close(self) -> None:
@@ -159,6 +166,14 @@ class Database:
             return "current"
         known = {revision.revision for revision in script.walk_revisions()}
         return "older" if set(heads) <= known else "newer"
+
+
+@contextmanager
+def _operational_errors() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        raise RecordsError(f"the database cannot be used now: {error.orig}") from error
 
 
 def open_database(url_or_path: str | Path, *, clock: Clock) -> Database:

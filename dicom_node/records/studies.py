@@ -125,10 +125,10 @@ class Studies:
         with self._database.read() as connection:
             return connection.execute(query.limit(1)).first() is not None
 
-    def known_paths(self) -> frozenset[Path]:
-        """Return the path of every version that has a row, for the sweep."""
+    def is_empty(self) -> bool:
+        """Return whether no instance has a row."""
         with self._database.read() as connection:
-            return frozenset(map(Path, connection.execute(select(instance.c.path)).scalars()))
+            return connection.execute(select(instance.c.digest).limit(1)).first() is None
 
     # Completeness
 

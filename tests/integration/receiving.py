@@ -25,8 +25,8 @@ from dicom_node.filing import InstanceMeta, InstanceStore
 from dicom_node.filing.meta import encoded
 from dicom_node.logs import Log
 from dicom_node.receive import Listener
-from dicom_node.receive.listener import Policy
-from dicom_node.study import Association, FiledInstance
+from dicom_node.receive.faces import Policy
+from dicom_node.study import Arrival, Association, FiledInstance
 from tests import peers
 
 MR = "1.2.840.10008.5.1.4.1.1.4"
@@ -44,7 +44,7 @@ class Events:
     """The listener's events, remembered in order."""
 
     log: list[tuple[str, ...]] = field(default_factory=list)
-    filed_instances: list[FiledInstance] = field(default_factory=list)
+    arrivals: list[Arrival] = field(default_factory=list)
     associations: list[Association] = field(default_factory=list)
     failure: Exception | None = None
     """Raised by `opened` and `filed` when set."""
@@ -56,10 +56,10 @@ class Events:
         if self.failure is not None:
             raise self.failure
 
-    def filed(self, association_id: str, instance: FiledInstance) -> None:
+    def filed(self, association_id: str, arrival: Arrival) -> None:
         if self.failure is not None:
             raise self.failure
-        self.filed_instances.append(instance)
+        self.arrivals.append(arrival)
         self._add("filed", association_id)
 
     def activity(self, association_id: str) -> None:
@@ -92,6 +92,11 @@ class Node:
     store: InstanceStore
     root: Path
     address: Address
+
+    @property
+    def filed(self) -> list[FiledInstance]:
+        """What was filed, in its order, put on the shelf."""
+        return [self.store.shelve(arrival) for arrival in self.events.arrivals]
 
     @property
     def files(self) -> list[Path]:

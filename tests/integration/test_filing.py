@@ -38,10 +38,18 @@ def meta(sop_instance_uid: str = "1.2.3.4", *, calling_ae: str = "CT1") -> Insta
 
 
 def file_in(store: InstanceStore, data_set: bytes = DATA_SET, *, uid: str = "1.2.3.4") -> FiledInstance:
-    """File a data set in one go."""
+    """File a data set in one go, up to the shelf."""
     incoming = store.begin(meta(uid))
     incoming.write([data_set])
-    return incoming.commit()
+    return shelved(store, incoming)
+
+
+def shelved(store: InstanceStore, incoming: Incoming) -> FiledInstance:
+    """Commit, put on the shelf and release."""
+    arrival = incoming.commit()
+    filed = store.shelve(arrival)
+    store.release(arrival)
+    return filed
 
 
 def files_below(root: Path) -> list[Path]:
@@ -83,7 +91,7 @@ def test_fragments_make_the_whole(tmp_path_factory: pytest.TempPathFactory, piec
         incoming.write([memoryview(piece) for piece in pieces[first : first + 3]])
     with incoming.data_set() as view:
         assert b"".join(pieces) == bytes(view)
-    filed = incoming.commit()
+    filed = shelved(store, incoming)
     assert filed.path.read_bytes().endswith(b"".join(pieces))
     assert hashlib.sha256(b"".join(pieces)).hexdigest() == filed.digest
 
@@ -93,7 +101,7 @@ def test_more_pieces_than_one_system_call_takes(store: InstanceStore) -> None:
     pieces = [number.to_bytes(2, "little") for number in range(3000)]
     incoming = store.begin(meta())
     incoming.write(pieces)
-    assert incoming.commit().path.read_bytes().endswith(b"".join(pieces))
+    assert shelved(store, incoming).path.read_bytes().endswith(b"".join(pieces))
 
 
 def test_the_same_again_changes_nothing(store: InstanceStore, tmp_path: Path) -> None:
@@ -135,7 +143,10 @@ def test_two_associations_may_send_one_instance(store: InstanceStore, tmp_path: 
             for writer in writers:
                 writer.write([DATA_SET])
             with ThreadPoolExecutor(4) as pool:
-                filed = list(pool.map(Incoming.commit, writers))
+                arrivals = list(pool.map(Incoming.commit, writers))
+            filed = [store.shelve(arrival) for arrival in arrivals]
+            for arrival in arrivals:
+                store.release(arrival)
             assert [False, False, False, True] == sorted(one.is_new for one in filed)
     finally:
         sys.setswitchinterval(interval)
@@ -251,17 +262,18 @@ def test_the_sweep_gives_every_version_back(store: InstanceStore, tmp_path: Path
     assert {} == swept
 
 
-def test_the_sweep_removes_the_parts_of_the_dead_only(store: InstanceStore, tmp_path: Path) -> None:
+def test_a_start_removes_the_parts_of_the_dead_only(store: InstanceStore, tmp_path: Path) -> None:
     """A part of a process that is gone is deleted; one that is being written now stays."""
     living = store.begin(meta())
     dead = tmp_path / "incoming" / "00000000-boot.4194304.1.0.part"
     stray = tmp_path / "incoming" / "x.part"
     for path in (dead, stray):
         path.write_bytes(b"half")
-    assert [] == list(store.sweep())
-    assert [living.part.path] == files_below(tmp_path)
     living.write([DATA_SET])
-    assert living.commit().is_new
+    store.start()
+    assert living.part is not None
+    assert [living.part.path] == files_below(tmp_path)
+    assert shelved(store, living).is_new
 
 
 def test_the_sweep_survives_damage(store: InstanceStore, tmp_path: Path) -> None:

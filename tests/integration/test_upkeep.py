@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from dicom_node.config import load_config
+from dicom_node.errors import RecordsError
 from dicom_node.filing import InstanceStore
+from dicom_node.ids import ProcessIdentity
+from dicom_node.indexing import Indexing, Reception
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
-from dicom_node.pipeline import Decision, Reception
+from dicom_node.pipeline import Decision
 from dicom_node.records import Decisions
-from dicom_node.study import FiledInstance, InstanceMeta
-from dicom_node.upkeep import reconcile
+from dicom_node.study import Arrival, InstanceMeta
 from tests.integration.receiving import EXPLICIT, MR, encode_data_set, small_data_set
 from tests.integration.records_case import OWNER, STUDY, Records, association
 
@@ -38,7 +40,7 @@ class Site:
         self.log = Log("test")
         self._folder = folder
 
-    def file(self, number: int) -> FiledInstance:
+    def file(self, number: int) -> Arrival:
         """File one instance of the study, without a row."""
         uid = f"1.2.3.4.{number}"
         data_set = small_data_set()
@@ -54,9 +56,21 @@ class Site:
             )
         )
         incoming.write([encode_data_set(data_set)])
-        filed = incoming.commit()
-        os.utime(filed.path, times=(filed.received_at.timestamp(),) * 2)
-        return filed
+        arrival = incoming.commit()
+        os.utime(arrival.path, times=(arrival.received_at.timestamp(),) * 2)
+        return arrival
+
+    def reception(self, process: ProcessIdentity = OWNER) -> Reception:
+        """Return the reception of a receiver that starts now, with its indexing."""
+        index = Indexing(self.store, self.records.studies, log=self.log).index
+        return Reception(self.store, index, process=process, clock=self.records.clock, log=self.log)
+
+    def recover(self) -> int:
+        """Do what the next receiver does at its start; return how many instances it found waiting."""
+        reception = self.reception()
+        count = reception.recover()
+        reception.drain()
+        return count
 
     def decision(self) -> Decision:
         """Return the decision as a worker that starts now has it."""
@@ -76,8 +90,7 @@ class Site:
 def site(tmp_path: Path) -> Site:
     """Return a site where a receiver died: two instances filed over a1, the first indexed, a1 still open."""
     site = Site(tmp_path)
-    records = site.records
-    reception = Reception(records.studies, process=OWNER, clock=records.clock, log=site.log)
+    reception = site.reception()
     reception.opened(association("a1"))
     reception.filed("a1", site.file(1))
     reception.step()
@@ -87,30 +100,29 @@ def site(tmp_path: Path) -> Site:
 
 def test_files_without_row_get_one_and_then_the_association_ends(site: Site) -> None:
     """Every file has its row afterwards, and a second look finds nothing."""
-    assert 1 == reconcile(site.store, site.records.studies, site.log)
+    assert 1 == site.recover()
     (study,) = site.records.studies.open_studies()
     assert (2, ()) == (study.series[0].n_images, study.associations)
-    assert 0 == reconcile(site.store, site.records.studies, site.log)
+    assert 0 == site.recover()
 
 
 def test_rows_are_written_before_the_association_ends(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """A failure to index leaves the association open: it still holds what has no rows."""
 
     def fail(*_: object, **__: object) -> None:
-        raise OSError("disk")
+        raise RecordsError("disk")
 
     monkeypatch.setattr(site.records.studies, "index", fail)
-    with pytest.raises(OSError, match="disk"):
-        reconcile(site.store, site.records.studies, site.log)
+    site.recover()
     assert 1 == len(site.records.studies.open_studies()[0].associations)
 
 
 def test_a_dead_receivers_study_waits_until_its_files_have_rows(site: Site) -> None:
-    """Quiet for long enough, but not reconciled: not complete."""
+    """Quiet for long enough, but not taken up: not complete."""
     decision = site.decision()
     site.records.clock.advance(10)
     assert not decision.step()
-    reconcile(site.store, site.records.studies, site.log)
+    site.recover()
     assert decision.step()
     assert "complete" == site.records.studies.show(STUDY).state
 
@@ -124,7 +136,7 @@ def test_without_another_receiver_the_wait_ends(site: Site) -> None:
 
 def test_quiet_counts_afresh_after_a_restart(site: Site) -> None:
     """A study that was quiet for long when the worker starts waits its quiet time once more."""
-    reconcile(site.store, site.records.studies, site.log)
+    site.recover()
     site.records.clock.advance(timedelta(days=1).total_seconds())
     decision = site.decision()
     site.records.clock.advance(4.9)

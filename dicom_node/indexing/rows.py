@@ -1,0 +1,80 @@
+"""Facts become rows, behind the shelf: an instance is shelved first, described, and then written, in batches."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from dicom_node.errors import NotFoundError, RecordsError, StorageError, UndecodableError
+from dicom_node.filing import InstanceStore
+from dicom_node.ids import ProcessIdentity
+from dicom_node.indexing.facts import Closed, Fact, Opened, Recovered
+from dicom_node.logs import Log
+from dicom_node.reading import describe
+from dicom_node.records import Studies
+from dicom_node.study import Arrival, FiledInstance, InstanceDescription
+
+
+class Indexing:
+    """Facts become rows. Runs in a process of its own, so that it takes no time from receiving."""
+
+    def __init__(self, store: InstanceStore, studies: Studies, *, log: Log) -> None:
+        self._store = store
+        self._studies = studies
+        self._log = log
+
+    def index(self, facts: Sequence[Fact], active: Mapping[str, datetime]) -> int:
+        """Deal with facts in order and return how many are dealt with: fewer when the disk or database refuses.
+
+        Dealing with one again is harmless.
+        """
+        done = 0
+        try:
+            self._studies.touch_associations(active)
+            for is_arrivals, group in itertools.groupby(facts, key=lambda fact: isinstance(fact, Arrival)):
+                members = list(group)
+                if is_arrivals:
+                    self._index_arrivals([fact for fact in members if isinstance(fact, Arrival)])
+                else:
+                    self._index_associations(members)
+                done += len(members)
+        except (StorageError, RecordsError) as error:
+            self._log.error("index.postponed", reason=str(error), count=len(facts) - done)
+        return done
+
+    def _index_arrivals(self, arrivals: Sequence[Arrival]) -> None:
+        shelved = []
+        for arrival in arrivals:
+            try:
+                shelved.append(self._store.shelve(arrival))
+            except NotFoundError:
+                self._log.warning("instance.gone", sop_instance_uid=arrival.meta.sop_instance_uid)
+        index_files(self._studies, shelved, self._log)
+
+    def _index_associations(self, facts: Sequence[Fact]) -> None:
+        for fact in facts:
+            match fact:
+                case Opened():
+                    self._studies.open_association(fact.association, fact.process)
+                case Closed():
+                    self._studies.release_association(fact.association_id, fact.at, fact.how)
+                case Recovered():
+                    self._studies.orphan_associations(ProcessIdentity.is_alive)
+
+
+def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) -> None:
+    """Write the rows of filed instances; what cannot be described stays filed and is logged with the reason."""
+    described: list[tuple[FiledInstance, InstanceDescription]] = []
+    for instance in instances:
+        try:
+            described.append((instance, describe(instance.path)))
+        except UndecodableError as error:
+            log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid, reason=error.reason)
+    if described:
+        studies.index(
+            described,
+            on_kept_back=lambda one, reason: log.warning(
+                "instance.kept_back", sop_instance_uid=one.sop_instance_uid, calling_ae=one.calling_ae, reason=reason
+            ),
+        )
