@@ -215,7 +215,7 @@ def integer(dataset: Attributes, keyword: str) -> int | None:
 
 def items(dataset: Attributes | None, keyword: str) -> list[Dataset]:
     """Return the items of a sequence; none when it is absent or unreadable."""
-    if dataset is None:
+    if dataset is None or keyword not in dataset:  # a quick look: most frames lack most functional groups
         return []
     try:
         value = dataset.get(keyword)
