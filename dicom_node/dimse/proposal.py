@@ -42,7 +42,10 @@ _APPLICATION_CONTEXT_NAME: Final = "1.2.840.10008.3.1.1.1"
 """PS3.7 A.2.1."""
 _PLAIN: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 _ACCEPTED: Final = 0
-_MALFORMED: Final = (AttributeError, LookupError, NotImplementedError, TypeError, ValueError, struct.error)
+_MALFORMED: Final = (
+    *(AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError),
+    struct.error,
+)
 """What pynetdicom raises while it decodes an A-ASSOCIATE-AC that is none."""
 
 _REJECTIONS: Final[dict[tuple[int, int], str]] = {
