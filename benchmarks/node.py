@@ -31,6 +31,7 @@ data_dir = "data"
 [receive]
 port = {port}
 max_associations = {max_associations}
+max_associations_per_address = {max_associations}
 max_pdu = 131072
 
 [plugins]
