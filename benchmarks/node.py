@@ -87,6 +87,5 @@ class RunningNode(Program):
         return found
 
     def stored_bytes(self) -> int:
-        """Return the bytes of all files under data_dir but the records', whatever the layout of the store is."""
-        files = (path for path in self.data.rglob("*") if path.is_file())
-        return sum(path.stat().st_size for path in files if not path.name.startswith("records.sqlite"))
+        """Return the bytes of all DICOM files under data_dir: after indexing every instance has one."""
+        return sum(path.stat().st_size for path in self.data.rglob("*.dcm"))
