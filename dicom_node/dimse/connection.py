@@ -1,7 +1,8 @@
 """One TCP or TLS connection to a peer that we call: every wait has an end on the monotonic clock.
 
 Sending waits while the peer takes something within the limit of time, however large the object is: a line may be slow.
-An answer has to be complete within the limit. Whatever goes wrong is one error, `ConnectionLostError`, and the
+An answer has to be complete within the limit, which begins anew as long as the kernel still gets rid of what we sent:
+it may hold some megabytes. Whatever goes wrong is one error, `ConnectionLostError`, and the
 connection is of no use after it.
 
 Nagle's algorithm is off and acknowledgements are not delayed (`TCP_QUICKACK`, which the kernel takes back on its own):
@@ -11,8 +12,11 @@ Sources: DICOM PS3.8 9.2 (state machine), PS3.7 6.3 (command sets).
 
 from __future__ import annotations
 
+import fcntl
 import socket
 import ssl
+import struct
+import termios
 from collections import deque
 from contextlib import suppress
 from typing import TypeAlias
@@ -75,10 +79,9 @@ class Connection:
         ConnectionLostError
             When none comes, or the peer breaks the protocol: it has been told then.
         """
-        deadline = self._clock.monotonic() + self._timeout_s
         try:
             while not self._inbox:
-                self._take(deadline - self._clock.monotonic())
+                self._wait()
         except OSError as error:
             raise ConnectionLostError(str(error)) from error
         except pdu.ProtocolError as error:
@@ -97,10 +100,17 @@ class Connection:
         """Close the socket."""
         self._stream.close()
 
+    def _wait(self) -> None:
+        """Receive until something is in the inbox, or the time is over and nothing that we sent was taken in it."""
+        deadline, unsent = self._clock.monotonic() + self._timeout_s, _unsent_bytes(self._stream)
+        while not self._inbox and (left_s := deadline - self._clock.monotonic()) > 0:
+            with suppress(TimeoutError):
+                self._take(left_s)
+        if not self._inbox and not _unsent_bytes(self._stream) < unsent:
+            raise TimeoutError("no answer came in time")
+
     def _take(self, wait_s: float) -> None:
         """Receive once and put what it completes into the inbox."""
-        if wait_s <= 0:
-            raise TimeoutError("no answer came in time")
         self._stream.settimeout(wait_s)
         count = self._stream.recv_into(self._buffer)
         if not count:
@@ -158,6 +168,11 @@ def connected(
             stream.close()
             failure = error
     raise failure
+
+
+def _unsent_bytes(stream: socket.socket) -> int:
+    """Return how much of what we sent the peer's machine has not confirmed (SIOCOUTQ, tcp(7))."""
+    return int(struct.unpack("i", fcntl.ioctl(stream, termios.TIOCOUTQ, bytes(4)))[0])
 
 
 def _no_delayed_acknowledgement(stream: socket.socket) -> None:

@@ -8,6 +8,7 @@ Sources: DICOM PS3.10 7.1 (file meta information, Explicit VR Little Endian), PS
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -27,6 +28,10 @@ _LONG_FORM: Final = frozenset({b"OB", b"UN", b"UT", b"UC", b"UR", b"OW", b"SQ"})
 _MEDIA_STORAGE_SOP_CLASS_UID: Final = 0x0002
 _MEDIA_STORAGE_SOP_INSTANCE_UID: Final = 0x0003
 _TRANSFER_SYNTAX_UID: Final = 0x0010
+
+_UID: Final = re.compile(r"[0-9.]{1,64}")
+_ODD_UID: Final = re.compile(r"[!-~]{1,64}")
+"""Real instances have letters in their UIDs: the receiver judges them; what is sent must fit into a command set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +63,10 @@ def file_head(beginning: bytes) -> FileHead:
         transfer_syntax_uid=transfer_syntax_uid,
         data_set_offset=offset,
     )
-    if not (head.sop_class_uid and head.sop_instance_uid and transfer_syntax_uid):
-        raise UndecodableError("the file names no SOP class, no SOP instance or no transfer syntax")
+    if not (_UID.fullmatch(head.sop_class_uid) and _UID.fullmatch(transfer_syntax_uid)):
+        raise UndecodableError("the file names no SOP class or no transfer syntax")
+    if not _ODD_UID.fullmatch(head.sop_instance_uid):
+        raise UndecodableError("the file names no SOP instance")
     return head
 
 

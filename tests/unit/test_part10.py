@@ -84,6 +84,27 @@ def test_a_file_without_transfer_syntax_is_undecodable() -> None:
         file_head(head + encode_data_set(small_data_set()))
 
 
+@pytest.mark.parametrize("uid", ["1.2.\xe4", "1." * 33, "1 2", "1\t2"])
+@pytest.mark.parametrize("keyword", ["SOPClassUID", "SOPInstanceUID"])
+def test_what_is_no_uid_is_never_sent(tmp_path: Path, uid: str, keyword: str) -> None:
+    """A command set is ASCII, and a UID has 64 characters at most."""
+    data_set = encode_data_set(small_data_set())
+    old = MR if keyword == "SOPClassUID" else "1.2.3.4"
+    longer = uid.encode("latin-1") + bytes(len(uid) % 2)
+    element = struct.pack("<HH2sH", 8, 0x16 if keyword == "SOPClassUID" else 0x18, b"UI", len(longer)) + longer
+    at = data_set.index(struct.pack("<HH2s", 8, 0x16 if keyword == "SOPClassUID" else 0x18, b"UI"))
+    end = at + 8 + len(old) + len(old) % 2
+    with pytest.raises(UndecodableError, match="names no SOP"):
+        file_head(file_of(tmp_path, data_set[:at] + element + data_set[end:]))
+
+
+def test_a_letter_in_an_instance_uid_is_for_the_receiver_to_judge(tmp_path: Path) -> None:
+    """Anonymizers write hexadecimal digests; the object goes out under its own name."""
+    data_set = encode_data_set(small_data_set("1.2.3.4.5.6.7.8.9.10.1234"))
+    head = file_head(file_of(tmp_path, data_set.replace(b"1.2.3.4.5.6.7.8.9.10.1234", b"dccc9599087131742838cc11f")))
+    assert "dccc9599087131742838cc11f" == head.sop_instance_uid
+
+
 @settings(max_examples=200)
 @given(junk=st.binary(max_size=300))
 def test_any_bytes_are_a_file_or_have_a_reason(junk: bytes) -> None:
