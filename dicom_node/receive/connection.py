@@ -21,7 +21,7 @@ from dicom_node.dimse.command import Command
 from dicom_node.dimse.pdu import AbortReason, Control, Event, Fragment, Parser, PduType, ProtocolError
 from dicom_node.receive.access import Denied
 from dicom_node.receive.faces import How, Incoming
-from dicom_node.receive.negotiation import AcceptedContext, Contexts, Proposal, accepted, proposal, rejected
+from dicom_node.receive.negotiation import AcceptedContext, Contexts, Proposal, accepted, proposal, rejected, titles
 from dicom_node.receive.pace import Pace
 
 ASSOCIATE_TIMEOUT_S: Final = 30.0
@@ -74,7 +74,11 @@ class Settings(Protocol):
 
 
 class Host(Protocol):
-    """What a connection asks and tells; the listener. `admit` may refuse, nothing else raises but `begin`."""
+    """What a connection asks and tells; the listener. Two of them may refuse; nothing raises but `begin`."""
+
+    def expects(self, connection: Connection, calling_ae: str, called_ae: str) -> Denied | None:
+        """Let a caller ask for an association, or say why not: by its titles and its address alone."""
+        ...
 
     def admit(self, connection: Connection, asked: Proposal) -> Denied | None:
         """Let an association in, or say why not."""
@@ -261,11 +265,10 @@ class Connection:
                 raise ProtocolError(AbortReason.UNEXPECTED_PDU, f"{event.kind.name} came at the wrong time")
 
     def _associate(self, event: Control) -> None:
+        # Titles first: to decode a whole request costs time, which a stranger should not have.
+        self._refuse(self._host.expects(self, *titles(event.content)))
         asked = proposal(event.content)
-        denied = self._host.admit(self, asked)
-        if denied is not None:
-            self._say_goodbye(rejected(denied))
-            raise _Over("lost", denied.reason)
+        self._refuse(self._host.admit(self, asked))
         takes_other_classes = self._settings.other_storage_classes == "file"
         answer, self._contexts = accepted(
             asked, max_pdu=self._settings.max_pdu, takes_other_classes=takes_other_classes
@@ -274,6 +277,12 @@ class Connection:
         self._ends_at = None
         self._pace.resume(self._clock.monotonic())
         self._socket.sendall(answer)
+
+    def _refuse(self, denied: Denied | None) -> None:
+        """Reject the association, if it is denied, and end."""
+        if denied is not None:
+            self._say_goodbye(rejected(denied))
+            raise _Over("lost", denied.reason)
 
     def _take_fragment(self, fragment: Fragment) -> None:
         message = self._message

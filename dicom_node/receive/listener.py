@@ -156,6 +156,20 @@ class Listener:
 
     # What connections ask: implements connection.Host
 
+    def expects(self, connection: Connection, calling_ae: str, called_ae: str) -> Denied | None:
+        """Let a caller ask for an association, or say why not: by its titles and its address alone."""
+        peer = self._peer(connection, calling_ae, called_ae)
+        if not isinstance(peer, Denied):
+            return None
+        self._log.info(
+            "association_rejected",
+            calling_ae=calling_ae,
+            called_ae=called_ae,
+            address=connection.address,
+            reason=peer.reason,
+        )
+        return peer
+
     def admit(self, connection: Connection, asked: Proposal) -> Denied | None:
         """Let an association in, or say why not."""
         try:
@@ -262,14 +276,7 @@ class Listener:
     def _admitted_or_denied(self, connection: Connection, asked: Proposal) -> Denied | None:
         if asked.application_context != APPLICATION_CONTEXT:
             return _WRONG_CONTEXT
-        peer = admit(
-            self._peers,
-            calling_ae=asked.calling_ae,
-            called_ae=asked.called_ae,
-            address=connection.address,
-            ae_titles=self._ae_titles,
-            is_encrypted=connection.is_encrypted,
-        )
+        peer = self._peer(connection, asked.calling_ae, asked.called_ae)
         if isinstance(peer, Denied):
             return peer
         if self._draining or not self._instances.has_room():
@@ -289,6 +296,16 @@ class Listener:
         with self._changed:
             self._open[connection] = OpenAssociation(row=row, peer=peer)
         return None
+
+    def _peer(self, connection: Connection, calling_ae: str, called_ae: str) -> Peer | Denied:
+        return admit(
+            self._peers,
+            calling_ae=calling_ae,
+            called_ae=called_ae,
+            address=connection.address,
+            ae_titles=self._ae_titles,
+            is_encrypted=connection.is_encrypted,
+        )
 
     def _admitted(self, connection: Connection) -> OpenAssociation:
         opened = self._open.get(connection)
