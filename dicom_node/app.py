@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dicom_node import ids, roles
+from dicom_node import ids, processes, roles
 from dicom_node.clock import SystemClock
 from dicom_node.config import Config, data_dir, find_config, load_config
 from dicom_node.errors import UsageError
@@ -259,14 +259,11 @@ class Node:
 
 def _indexing(config_file: Path) -> Index:
     """Return what indexes, in the process that does nothing else."""
-    from dicom_node import upkeep
-    from dicom_node.indexing import Indexing
+    from dicom_node.indexing.rows import Indexing
 
     start_logging()
     node = Node(config_file)
-    log = Log("indexer")
-    upkeep.adopt_shelf(node.store, node.studies, log)
-    return Indexing(node.store, node.studies, log=log).index
+    return Indexing(node.store, node.studies, log=Log("indexer")).index
 
 
 def shipped(name: str) -> Path:
@@ -288,6 +285,8 @@ def open_node(config: Path | None) -> Node:
 
 def run_role(config: Path | None, role: Role) -> None:
     """Run one role in this process until SIGTERM."""
+    if role is Role.RECEIVER:
+        processes.keep_out(*processes.CODECS)
     start_logging()
     stop = roles.stop_on_signals()
     open_node(config).role(role, stop).run(stop)

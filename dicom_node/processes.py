@@ -1,10 +1,11 @@
-"""Child processes of the node: they die with their parent, and give way to what scanners wait for."""
+"""What a process of the node is: it dies with its parent, gives way to scanners, and loads no more than it needs."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -18,3 +19,16 @@ def die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before prctl took effect
         os._exit(1)
+
+
+CODECS: Final = ("gdcm", "pylibjpeg", "openjpeg", "libjpeg", "rle", "jpeg_ls", "PIL")
+"""What pydicom loads to decode pixels, when it is imported and they are installed."""
+
+
+def keep_out(*packages: str) -> None:
+    """Make later imports of `packages` fail in this process.
+
+    The process that faces the network decodes no pixel: 20 MB of codecs, written in C, have no business in it.
+    """
+    for package in packages:
+        sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # None is how Python is told "not here"

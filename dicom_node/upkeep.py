@@ -1,32 +1,12 @@
-"""What keeps records and files true to each other, and work from getting stuck, without anybody asking."""
+"""What keeps work from getting stuck, without anybody asking."""
 
 from __future__ import annotations
 
-import itertools
 import os
 
-from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity, process_identity
-from dicom_node.indexing import LARGEST_BATCH, index_files
 from dicom_node.logs import Log
-from dicom_node.records import Deliveries, Jobs, Studies
-
-
-def adopt_shelf(store: InstanceStore, studies: Studies, log: Log) -> int:
-    """Write the rows of the versions on the shelf when there are no rows at all: the database was lost or begun anew.
-
-    Otherwise nothing is looked at, however many versions there are: what waits for its row is in the journal or among
-    the arrivals, and `Reception.recover` takes it up. Returns how many rows were written.
-    """
-    if not studies.is_empty():
-        return 0
-    count = 0
-    shelf = store.sweep()
-    while batch := list(itertools.islice(shelf, LARGEST_BATCH)):
-        index_files(studies, batch, log)
-        count += len(batch)
-    log.info("store.adopted", count=count)
-    return count
+from dicom_node.records import Deliveries, Jobs
 
 
 class Watch:

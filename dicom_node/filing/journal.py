@@ -11,6 +11,7 @@ A failed fdatasync is never tried again: who waited for it hears of the error, a
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import threading
@@ -72,7 +73,7 @@ class Journal:
     Parameters
     ----------
     capacity_bytes
-        The most that all segments may take; they are allocated as they are needed and then kept. 0: no journal.
+        What all segments take; they are allocated by the first start and then kept. 0: no journal.
     boot_id
         Names the present boot of the machine.
     """
@@ -108,7 +109,7 @@ class Journal:
     def start(self) -> None:
         """Take possession and allocate. Segments with unreleased records stay as they are until those are released.
 
-        Without effect when another process has the journal.
+        Without effect when another process has the journal. When the disk has no room for all of it, less has to do.
 
         Raises
         ------
@@ -126,6 +127,7 @@ class Journal:
             for path in sorted(self._folder.glob(f"*{SUFFIX}")):
                 self._adopt(path)
             self.tidy()
+            self._allocate()
         except OSError as error:
             raise storage_error("allocating the journal", error) from error
         self._keeper = threading.Thread(target=self._keep, name="journal", daemon=True)
@@ -196,7 +198,7 @@ class Journal:
                 self._changed.notify_all()
 
     def tidy(self) -> None:
-        """Make segments free whose records are all released, and keep a free one ahead while capacity allows."""
+        """Make segments free whose records are all released."""
         with self._changed:
             done = [segment for segment in self._used.values() if segment.is_closed and not segment.n_open]
         if done:
@@ -211,16 +213,19 @@ class Journal:
                 if not is_ours:  # of another capacity, or its allocation was cut off
                     os.close(segment.descriptor)
                     segment.path.unlink()
-        while self._wants_more():
-            path = self._folder / f"{ids.new_uid().rpartition('.')[2]}{SUFFIX}"
-            segment = _Segment(path=path, descriptor=format_.allocated(path, self._segment_bytes))
-            fsync_folder(self._folder)
-            with self._changed:
-                self._free.append(segment)
 
-    def _wants_more(self) -> bool:
-        n_all = len(self._free) + len(self._used)
-        return len(self._free) < 2 and (n_all + 1) * self._segment_bytes <= self._capacity_bytes
+    def _allocate(self) -> None:
+        """Make the segments that are missing."""
+        while (len(self._free) + len(self._used) + 1) * self._segment_bytes <= self._capacity_bytes:
+            path = self._folder / f"{ids.new_uid().rpartition('.')[2]}{SUFFIX}"
+            try:
+                descriptor = format_.allocated(path, self._segment_bytes)
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    break
+                raise
+            self._free.append(_Segment(path=path, descriptor=descriptor))
+        fsync_folder(self._folder)
 
     def _keep(self) -> None:
         """Tidy whenever there is something to do, and when nothing has come for a while."""
@@ -239,8 +244,7 @@ class Journal:
                     self._changed.wait_for(lambda: self._is_stopping, timeout=_TIDY_S)
 
     def _has_work(self) -> bool:
-        is_done = any(segment.is_closed and not segment.n_open for segment in self._used.values())
-        return self._is_stopping or is_done or self._wants_more()
+        return self._is_stopping or any(one.is_closed and not one.n_open for one in self._used.values())
 
     def _close_idle(self) -> None:
         """Close the segment in use when all that it holds is released."""
@@ -274,7 +278,7 @@ class Journal:
             if self._active is not None:
                 self._active.is_closed = True
                 self._active = None
-            self._changed.notify_all()  # the keeper may free or allocate
+            self._changed.notify_all()  # the keeper may free it
             if not self._free or self._is_stopping:
                 return None
             fresh = self._free.pop(0)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +43,7 @@ from dicom_node.study import Arrival, FiledInstance, InstanceMeta
 INSTANCES_FOLDER: Final = "instances"
 INCOMING_FOLDER: Final = "incoming"
 JOURNAL_FOLDER: Final = "journal"
+_BLOCK: Final = 1 << 20
 
 
 class InstanceStore:
@@ -169,29 +169,25 @@ class InstanceStore:
             except (OSError, UndecodableError) as error:
                 self._log.warning("unreadable_instance", file=path.name, error=type(error).__name__)
 
-    @contextmanager
-    def content(self, arrival: Arrival) -> Iterator[memoryview]:
-        """Give the bytes of an arrival as a DICOM file has them: preamble, file meta information, data set.
+    def content(self, arrival: Arrival) -> bytes:
+        """Return the bytes of an arrival as a DICOM file has them: preamble, file meta information, data set.
 
         Raises
         ------
         NotFoundError
             When they are not here any more.
         """
+        with self._opened(arrival) as file:
+            return os.pread(file, arrival.size_bytes, arrival.offset)
+
+    @contextmanager
+    def _opened(self, arrival: Arrival) -> Iterator[int]:
         try:
             descriptor = os.open(arrival.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise NotFoundError("the instance is not where it arrived; was it shelved already?") from None
-        first = arrival.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
         try:
-            with (
-                mmap.mmap(
-                    descriptor, arrival.offset - first + arrival.size_bytes, access=mmap.ACCESS_READ, offset=first
-                ) as mapped,
-                memoryview(mapped) as whole,
-                whole[arrival.offset - first :] as view,
-            ):
-                yield view
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -205,25 +201,25 @@ class InstanceStore:
         StorageError
             When the disk refuses.
         """
-        with self.content(arrival) as content:
-            data_set_offset = file_meta.HEAD_BYTES + file_meta.group_length(bytes(content[: file_meta.HEAD_BYTES]))
-            with content[data_set_offset:] as data_set:
-                digest = hashlib.sha256(data_set).hexdigest()
-                size_bytes = len(data_set)
-                target = self._instances / version_path(arrival.meta.sop_instance_uid, digest)
-                try:
-                    is_new = not _holds(target, digest)
-                    if is_new:
-                        self._put(arrival, content, target)
-                except OSError as error:
-                    raise storage_error("shelving an instance", error) from error
+        with self._opened(arrival) as file:
+            head_bytes = file_meta.HEAD_BYTES + file_meta.group_length(
+                os.pread(file, file_meta.HEAD_BYTES, arrival.offset)
+            )
+            digest = _digest(file, arrival.offset + head_bytes, arrival.offset + arrival.size_bytes)
+            target = self._instances / version_path(arrival.meta.sop_instance_uid, digest)
+            try:
+                is_new = not _holds(target, digest)
+                if is_new:
+                    self._put(arrival, file, target)
+            except OSError as error:
+                raise storage_error("shelving an instance", error) from error
         return FiledInstance(
             sop_instance_uid=arrival.meta.sop_instance_uid,
             sop_class_uid=arrival.meta.sop_class_uid,
             transfer_syntax_uid=arrival.meta.transfer_syntax_uid,
             digest=digest,
             path=target,
-            size_bytes=size_bytes,
+            size_bytes=arrival.size_bytes - head_bytes,
             calling_ae=arrival.meta.calling_ae,
             called_ae=arrival.meta.called_ae,
             received_at=arrival.received_at,
@@ -238,7 +234,7 @@ class InstanceStore:
         else:
             self._journal.release(_record(arrival))
 
-    def _put(self, arrival: Arrival, content: memoryview, target: Path) -> None:
+    def _put(self, arrival: Arrival, file: int, target: Path) -> None:
         """Give the content its place on the shelf.
 
         A file of its own is linked there, durably. What is in the journal is copied, and the journal keeps it until all
@@ -251,7 +247,7 @@ class InstanceStore:
             fsync_names((target.parent, *changed), target)
             return
         with PartFile(self._incoming, self._owner) as part:
-            part.write((content,))
+            part.write((os.pread(file, arrival.size_bytes, arrival.offset),))
             received = arrival.received_at.timestamp()
             os.utime(part.descriptor, (received, received))
             part.rename(target)
@@ -366,6 +362,14 @@ def _found(path: Path) -> Arrival:
         size_bytes=path.stat().st_size,
         record_offset=None,
     )
+
+
+def _digest(file: int, first: int, end: int) -> str:
+    """Return SHA-256, hexadecimal, of the bytes from `first` up to `end`, read in blocks."""
+    digest = hashlib.sha256()
+    for offset in range(first, end, _BLOCK):
+        digest.update(os.pread(file, min(_BLOCK, end - offset), offset))
+    return digest.hexdigest()
 
 
 def _holds(path: Path, digest: str) -> bool:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -43,7 +44,13 @@ class Indexer:
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start the process, if it does not run."""
+        """Start the process, if it does not run, and wait until it is ready.
+
+        Raises
+        ------
+        ChildDiedError
+            When it does not come up.
+        """
         if self._process is not None and self._process.is_alive():
             return
         self.stop()
@@ -54,6 +61,7 @@ class Indexer:
         )
         self._process.start()
         theirs.close()
+        self._answer()
 
     def index(self, facts: Sequence[Fact], active: Mapping[str, datetime]) -> int:
         """Return how many of `facts` are dealt with.
@@ -65,8 +73,13 @@ class Indexer:
         """
         self.start()
         assert self._connection is not None
-        try:
+        with suppress(OSError):  # it is gone: the answer will not come
             self._connection.send((facts, active))
+        return self._answer()
+
+    def _answer(self) -> int:
+        assert self._connection is not None
+        try:
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             self.stop()
@@ -94,14 +107,18 @@ def _main(connection: Connection, build: Callable[[], Index], parent_pid: int) -
     os.nice(BEHIND)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then hangs up
-    index: Index | None = None
+    try:
+        index = build()
+    except Exception as error:
+        connection.send(f"{type(error).__name__}: {error}")
+        return
+    connection.send(0)
     while True:
         try:
             facts, active = connection.recv()
         except EOFError:
             return
         try:
-            index = index or build()
             connection.send(index(facts, active))
         except Exception as error:
             connection.send(f"{type(error).__name__}: {error}")

@@ -10,6 +10,7 @@ from dicom_node.errors import NotFoundError, RecordsError, StorageError, Undecod
 from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity
 from dicom_node.indexing.facts import Closed, Fact, Opened, Recovered
+from dicom_node.indexing.reception import LARGEST_BATCH
 from dicom_node.logs import Log
 from dicom_node.reading import describe
 from dicom_node.records import Studies
@@ -60,7 +61,21 @@ class Indexing:
                 case Closed():
                     self._studies.release_association(fact.association_id, fact.at, fact.how)
                 case Recovered():
+                    self._adopt_shelf()
                     self._studies.orphan_associations(ProcessIdentity.is_alive)
+
+    def _adopt_shelf(self) -> None:
+        """Write the rows of the versions on the shelf when there is no row at all: the database was lost, or is new.
+
+        Otherwise nothing is looked at, however many versions there are: what waits for its row was told before.
+        """
+        if not self._studies.is_empty():
+            return
+        shelf, count = self._store.sweep(), 0
+        while batch := list(itertools.islice(shelf, LARGEST_BATCH)):
+            index_files(self._studies, batch, self._log)
+            count += len(batch)
+        self._log.info("store.adopted", count=count)
 
 
 def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) -> None:

@@ -169,8 +169,7 @@ def test_a_small_instance_passes_through_the_journal(store: InstanceStore, tmp_p
     filed = store.shelve(arrival)
     assert filed.path.read_bytes().endswith(DATA_SET)
     assert ManualClock().now().timestamp() == filed.path.stat().st_mtime
-    with store.content(arrival) as content:
-        assert filed.path.read_bytes() == bytes(content)
+    assert filed.path.read_bytes() == store.content(arrival)
 
 
 def test_what_waits_is_found_after_a_crash(store: InstanceStore, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from dicom_node.config import load_config
 from dicom_node.errors import RecordsError
 from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity
-from dicom_node.indexing import Indexing, Reception
+from dicom_node.indexing import Reception
+from dicom_node.indexing.rows import Indexing
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
 from dicom_node.pipeline import Decision
