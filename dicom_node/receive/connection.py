@@ -211,10 +211,12 @@ class Connection:
         buffer = memoryview(bytearray(_REQUEST_BUFFER_BYTES))
         while True:
             count = self._receive(buffer)
+            came_at = self._clock.monotonic()
             for event in self._parser.feed(buffer[:count]):
                 self._take(event)
             now = self._clock.monotonic()
-            self._pace.moved(count, now, inside=self._message is not None or not self._parser.is_between)
+            is_inside = self._message is not None or not self._parser.is_between
+            self._pace.moved(count, now, inside=is_inside, spent_s=now - came_at)
             self._check(now)
             if self._contexts and len(buffer) != _BUFFER_BYTES:
                 buffer = memoryview(bytearray(_BUFFER_BYTES))

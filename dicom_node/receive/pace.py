@@ -31,11 +31,16 @@ class Pace:
         self._moved_bytes = 0
         self._is_inside = False
 
-    def moved(self, count: int, now: float, *, inside: bool) -> None:
-        """Note that bytes came; `inside` says whether a message is under way after them."""
+    def moved(self, count: int, now: float, *, inside: bool, spent_s: float = 0.0) -> None:
+        """Note that bytes came and were dealt with, which took us `spent_s`.
+
+        `inside` says whether a message is under way after them.
+        """
         self._last_at = now
         if not self._is_inside:
             self._window_at, self._moved_bytes = now, 0
+        else:
+            self._window_at = min(now, self._window_at + spent_s)
         self._moved_bytes += count
         self._is_inside = inside
 
