@@ -17,8 +17,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TypeAlias
 
-from dicom_node.errors import ChildDiedError
+from dicom_node.errors import ChildDiedError, RecordsError, StorageError
 from dicom_node.indexing.facts import Fact
+from dicom_node.logs import Log
 from dicom_node.processes import BEHIND, die_with_parent
 
 Index: TypeAlias = Callable[[Sequence[Fact], Mapping[str, datetime]], int]
@@ -107,18 +108,21 @@ def _main(connection: Connection, build: Callable[[], Index], parent_pid: int) -
     os.nice(BEHIND)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then hangs up
-    try:
-        index = build()
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
-        return
-    connection.send(0)
+    index: Index | None = None
+    batch: tuple[Sequence[Fact], Mapping[str, datetime]] | None = None
     while True:
+        answer: int | str = 0
         try:
-            facts, active = connection.recv()
-        except EOFError:
-            return
-        try:
-            connection.send(index(facts, active))
+            index = index or build()
+            answer = index(*batch) if batch else 0
+        except (RecordsError, StorageError) as error:  # locked or full since the start: the next batch tries again
+            Log("indexer").error("index.postponed", reason=str(error))
         except Exception as error:
-            connection.send(f"{type(error).__name__}: {error}")
+            answer = f"{type(error).__name__}: {error}"
+        try:
+            connection.send(answer)
+            if index is None and isinstance(answer, str):
+                return
+            batch = connection.recv()
+        except (EOFError, BrokenPipeError):
+            return

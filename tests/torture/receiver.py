@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from dicom_node.app import Node
 from dicom_node.filing.layout import PART_SUFFIX, digest_in
+from dicom_node.records import open_database
 from tests import peers
 from tests.torture.sender import CALLED, CALLING, Object, Scanner
 
@@ -166,8 +167,12 @@ class Receiver:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Return what the records answer to a query."""
-        with self.node.database.read() as connection:
-            return [tuple(row) for row in connection.execute(text(query))]
+        database = open_database(self.node.data_dir / "records.sqlite", clock=self.node.clock)
+        try:
+            with database.read() as connection:
+                return [tuple(row) for row in connection.execute(text(query))]
+        finally:
+            database.close()
 
     def versions(self) -> dict[tuple[str, str], Path]:
         """Return the file of each version that has a row, by SOP Instance UID and digest."""

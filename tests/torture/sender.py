@@ -25,6 +25,8 @@ from benchmarks.corpus import KINDS, Kind, Template, make_template
 
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
+CONGESTION: Final = (2, 3, 1)
+"""Rejected, transient; by the presentation provider; temporary congestion (PS3.8 9.3.4)."""
 CALLED: Final = "DICOM_NODE"
 CALLING: Final = "STORESCU"
 ANSWER_S: Final = 20.0
@@ -36,6 +38,7 @@ _LARGE: Final = Kind(name=LARGE, modality="CT", shape=(4, 512, 512), count=1, qu
 _CLONE_NEWNET: Final = 0x40000000
 """linux/sched.h."""
 _ASSOCIATE_AC: Final = 0x02
+_ASSOCIATE_RJ: Final = 0x03
 
 
 @functools.cache
@@ -97,6 +100,8 @@ class Scanner:
         """(SOP Instance UID, digest) of all that were answered with Success."""
         self.answers: list[int] = []
         """Every status that came, in order."""
+        self.rejections: list[tuple[int, int, int]] = []
+        """Result, source and reason of every rejection."""
         self.losses = 0
         """Associations that ended without our doing, or were not had."""
 
@@ -153,7 +158,9 @@ class Scanner:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(request)
             kind, length = struct.unpack(">BxI", _exactly(connection, 6))
-            _exactly(connection, length)
+            content = _exactly(connection, length)
+            if kind == _ASSOCIATE_RJ:
+                self.rejections.append((content[1], content[2], content[3]))
             if kind != _ASSOCIATE_AC:
                 raise ConnectionRefusedError(f"the association was not accepted: PDU type {kind}")
         except OSError:
