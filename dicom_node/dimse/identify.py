@@ -147,54 +147,53 @@ class _Walk:
     def __init__(self, data: memoryview, *, implicit: bool, order: str) -> None:
         self._data = data
         self._implicit = implicit
-        self._order = order
-        self._tag = struct.Struct(f"{order}HH")
+        self._implicit_head = struct.Struct(f"{order}HHI")
+        self._explicit_head = struct.Struct(f"{order}HH2sH")
         self._long = struct.Struct(f"{order}I")
-        self._short = struct.Struct(f"{order}H")
 
     def uids(self, tags: tuple[int, ...]) -> dict[int, str]:
         """Return the text of these elements, as far as the top level has them, by tag; `tags` ascend."""
         found: dict[int, str] = {}
-        position = 0
-        while position < len(self._data):
-            tag, length, value, implicit = self._element(position, implicit=self._implicit)
-            if tag > tags[-1]:
+        position, end, last = 0, len(self._data), tags[-1]
+        while position < end:
+            tag, length, value, implicit = self._element(position, self._implicit)
+            if tag > last:
                 break
             if length == _UNDEFINED:
-                position = self._after_sequence(value, implicit=implicit)
+                position = self._after_sequence(value, implicit)
                 continue
             position = value + length
-            if position > len(self._data):
+            if position > end:
                 raise UndecodableError("an element is longer than the data set")
             if tag in tags:
                 found[tag] = bytes(self._data[value:position]).decode("ascii", "replace").rstrip("\x00 ")
-            if tag == tags[-1]:
-                break
+                if tag == last:
+                    break
         return found
 
-    def _element(self, position: int, *, implicit: bool) -> tuple[int, int, int, bool]:
+    def _element(self, position: int, implicit: bool) -> tuple[int, int, int, bool]:
         """Return tag, length, start of the value, and whether a nested value is in implicit VR."""
-        group, number = self._tag.unpack_from(self._data, position)
-        tag = group << 16 | number
-        if implicit or group == 0xFFFE:
+        if implicit:
+            group, number, length = self._implicit_head.unpack_from(self._data, position)
+            return group << 16 | number, length, position + 8, True
+        group, number, vr, length = self._explicit_head.unpack_from(self._data, position)
+        if vr in _SHORT_VRS:
+            return group << 16 | number, length, position + 8, False
+        if group == 0xFFFE:  # items and their ends have no VR
             (length,) = self._long.unpack_from(self._data, position + 4)
-            return tag, length, position + 8, implicit
-        vr = bytes(self._data[position + 4 : position + 6])
-        if vr in _LONG_VRS:
-            (length,) = self._long.unpack_from(self._data, position + 8)
-            # PS3.5 6.2.2: UN of undefined length holds a sequence in implicit VR little endian.
-            return tag, length, position + 12, vr == b"UN"
-        if vr not in _SHORT_VRS:
+            return group << 16 | number, length, position + 8, False
+        if vr not in _LONG_VRS:
             raise UndecodableError("the data set does not follow its transfer syntax")
-        (length,) = self._short.unpack_from(self._data, position + 6)
-        return tag, length, position + 8, False
+        (length,) = self._long.unpack_from(self._data, position + 8)
+        # PS3.5 6.2.2: UN of undefined length holds a sequence in implicit VR little endian.
+        return group << 16 | number, length, position + 12, vr == b"UN"
 
-    def _after_sequence(self, position: int, *, implicit: bool) -> int:
+    def _after_sequence(self, position: int, implicit: bool) -> int:
         """Return where the sequence of undefined length ends whose first item begins at `position`."""
         open_levels = [(_SEQUENCE_END, implicit)]
         while open_levels:
             end, implicit = open_levels[-1]
-            tag, length, position, nested_implicit = self._element(position, implicit=implicit)
+            tag, length, position, nested_implicit = self._element(position, implicit)
             if tag == end:
                 open_levels.pop()
             elif end == _SEQUENCE_END and tag != _ITEM:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
@@ -20,10 +21,37 @@ from dicom_node.study import Arrival, InstanceMeta
 
 LARGEST_IN_MEMORY: Final = 1 << 20
 """Bytes: a CT or MR slice stays below. Times the associations allowed, that is what receiving holds at most."""
+_MOST_SPARE: Final = 16
+
+
+class Buffers:
+    """Memory for instances under way, used again: fresh pages for each would cost as much as writing them.
+
+    Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._spare: deque[bytearray] = deque(maxlen=_MOST_SPARE)
+
+    def take(self) -> bytearray:
+        """Return a buffer of `LARGEST_IN_MEMORY` bytes with any content."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            return bytearray(LARGEST_IN_MEMORY)
+
+    def give_back(self, buffer: bytearray) -> None:
+        """Keep a buffer for the next instance."""
+        self._spare.append(buffer)
 
 
 class Publisher(Protocol):
     """What makes an incoming instance durable."""
+
+    @property
+    def buffers(self) -> Buffers:
+        """Where the memory comes from."""
+        ...
 
     @property
     def largest_in_memory(self) -> int:
@@ -53,7 +81,7 @@ class Incoming:
         self.meta = meta
         self._publisher = publisher
         self._head = encoded(meta)
-        self._buffer = bytearray()
+        self._buffer: bytearray | None = None
         self._part: PartFile | None = None
         self._size_bytes = 0
         self._ended = False
@@ -87,18 +115,39 @@ class Incoming:
                 self._size_bytes += self._part.write(views)
                 return
             for view in views:
-                self._buffer += view
-            self._size_bytes = len(self._buffer)
-            if self._size_bytes > self._publisher.largest_in_memory:
-                self._part = self._publisher.open_part()
-                self._part.write((self._head, self._buffer))
-                self._buffer = bytearray()
+                self._take(view)
+
+    def _take(self, view: Bytes) -> None:
+        """Keep a piece in memory, or begin a file of its own when it does not fit."""
+        end = self._size_bytes + len(view)
+        if self._part is not None:
+            self._part.write((view,))
+        elif end <= self._publisher.largest_in_memory:
+            if self._buffer is None:
+                self._buffer = self._publisher.buffers.take()
+            self._buffer[self._size_bytes : end] = view
+        else:
+            self._part = self._publisher.open_part()
+            with self._in_memory() as buffered:
+                self._part.write((self._head, buffered, view))
+            self._give_buffer_back()
+        self._size_bytes = end
+
+    @contextmanager
+    def _in_memory(self) -> Iterator[memoryview]:
+        with memoryview(self._buffer or b"") as whole, whole[: self._size_bytes] as view, view.toreadonly() as safe:
+            yield safe
+
+    def _give_buffer_back(self) -> None:
+        if self._buffer is not None:
+            self._publisher.buffers.give_back(self._buffer)
+            self._buffer = None
 
     @contextmanager
     def data_set(self) -> Iterator[memoryview]:
         """Give the data set that was written so far as a read-only view, valid inside the `with`; nothing is copied."""
         if self._part is None:
-            with memoryview(self._buffer) as buffered, buffered.toreadonly() as view:
+            with self._in_memory() as view:
                 yield view
             return
         with (
@@ -119,10 +168,12 @@ class Incoming:
         self._require_open()
         with self._failures_as_storage_errors("filing an instance"):
             if self._part is None:
-                arrival = self._publisher.publish_content(self.meta, (self._head, self._buffer))
+                with self._in_memory() as buffered:
+                    arrival = self._publisher.publish_content(self.meta, (self._head, buffered))
             else:
                 arrival = self._publisher.publish_part(self.meta, self._part, len(self._head) + self._size_bytes)
         self._ended = True
+        self._give_buffer_back()
         return arrival
 
     def abort(self) -> None:
@@ -130,7 +181,7 @@ class Incoming:
         if self._part is not None and not self._ended:
             self._part.discard()
         self._ended = True
-        self._buffer = bytearray()
+        self._give_buffer_back()
 
     def _require_open(self) -> None:
         if self._ended:

@@ -33,7 +33,7 @@ from dicom_node.filing.durable import (
     sweep_parts,
     this_process,
 )
-from dicom_node.filing.incoming import LARGEST_IN_MEMORY, Incoming
+from dicom_node.filing.incoming import LARGEST_IN_MEMORY, Buffers, Incoming
 from dicom_node.filing.journal import Journal, JournalFullError
 from dicom_node.filing.layout import ARRIVED_SUFFIX, digest_in, is_uid, uid_hash, version_path
 from dicom_node.filing.segment import Record
@@ -69,6 +69,7 @@ class InstanceStore:
         self._reserve_bytes = reserve_bytes
         self._owner = this_process()
         self._journal = Journal(self._root / JOURNAL_FOLDER, capacity_bytes=journal_bytes, boot_id=self._owner.boot_id)
+        self.buffers = Buffers()
         self._log = Log("filing")
         for folder in (self._instances, self._incoming):
             for parent in make_folders(folder):
@@ -128,9 +129,8 @@ class InstanceStore:
 
     def publish_content(self, meta: InstanceMeta, content: tuple[Bytes, ...]) -> Arrival:
         """Make an instance durable in the journal, or, when that is full, in a file of its own."""
-        self._keep_reserve()
         received_at = self._clock.now()
-        if self._journal.largest_content:
+        if self._journal.largest_content:  # its space is taken already; `begin` has asked for the reserve
             with suppress(JournalFullError):
                 record = self._journal.append(_label(meta, received_at), content)
                 return _arrival(record, meta, received_at)
