@@ -1,0 +1,50 @@
+"""EIO from the disk while four scanners send: each object is refused or kept, and the node recovers by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.receiver import Receiver, assert_nothing_lost, pause
+from tests.torture.sender import OUT_OF_RESOURCES, SUCCESS, Scanner, mixed, sending
+from tests.torture.tracing import traced
+
+STEPS = ("fdatasync", "fsync", "rename")
+"""What makes bytes and names durable, and publishes."""
+
+
+def failing(*names: str, when: str) -> list[str]:
+    """Return options of strace: these calls fail with EIO, in each thread those that `when` counts."""
+    return ["-e", f"trace={','.join(names)}", "-e", f"inject={','.join(names)}:error=EIO:when={when}"]
+
+
+@pytest.mark.parametrize(
+    ("names", "when", "seconds"),
+    [
+        pytest.param(STEPS, "3+4", 1.5, id="all"),
+        *(pytest.param((name,), "2+3", 15.0, id=name, marks=pytest.mark.long) for name in (*STEPS, "pwritev")),
+        *(pytest.param((name,), "1+2", 15.0, id=name, marks=pytest.mark.long) for name in ("linkat", "link", "unlink")),
+        pytest.param(STEPS, "1+1", 15.0, id="always", marks=pytest.mark.long),
+    ],
+)
+def test_an_error_of_the_disk_loses_nothing(tmp_path: Path, names: tuple[str, ...], when: str, seconds: float) -> None:
+    """0xA700 or Success, on associations that live; every Success survives a SIGKILL; afterwards all is as before."""
+    receiver = Receiver(tmp_path, journal_mb=32)
+    receiver.start()
+    try:
+        with sending(receiver.port, pause_s=0.005) as scanners:
+            pause(0.3)
+            with traced(receiver, tmp_path / "trace", failing(*names, when=when)):
+                pause(seconds)
+        assert {SUCCESS, OUT_OF_RESOURCES} >= {status for scanner in scanners for status in scanner.answers}
+        assert [0] * 4 == [scanner.losses for scanner in scanners]
+        assert " = -1 EIO" in (tmp_path / "trace").read_text()
+        after = Scanner(receiver.port)
+        assert [SUCCESS] * 25 == [after.store(one) for _, one in zip(range(25), mixed(1 << 20, 1), strict=False)]
+        receiver.kill()
+        after.close()
+        receiver.start()
+        assert_nothing_lost(receiver, [*scanners, after])
+    finally:
+        receiver.stop()
