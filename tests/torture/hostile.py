@@ -27,6 +27,7 @@ from dicom_node.filing import InstanceStore
 from dicom_node.logs import Log
 from dicom_node.receive import Listener
 from tests.integration.receiving import EXPLICIT, IMPLICIT, MR, PEER, VERIFY, Events, encode_data_set, small_data_set
+from tests.peers import free_port
 
 Contexts = Mapping[int, tuple[str, Sequence[str]]]
 """Presentation context ID -> abstract syntax, transfer syntaxes."""
@@ -268,13 +269,6 @@ class Receiver:
         return found
 
 
-def free_ports() -> tuple[int, int]:
-    """Return two ports."""
-    from tests.peers import free_port
-
-    return free_port(), free_port()
-
-
 @contextmanager
 def running_receiver(
     root: Path,
@@ -286,7 +280,7 @@ def running_receiver(
 ) -> Iterator[Receiver]:
     """Run a listener over a store with a journal in `root`; `settings` are those of [receive]."""
     clock = clock or SystemClock()
-    port, tls_port = free_ports()
+    port, tls_port = free_port(), free_port()
     if tls is not None:
         settings["tls"] = {"port": tls_port, "certificate": "-", "key": "-", "ca": "-"}
     store = InstanceStore(root, clock=clock, reserve_bytes=0, journal_bytes=32 << 20)

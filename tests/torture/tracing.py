@@ -78,14 +78,14 @@ def calls(trace: Path) -> list[Call]:
 
 
 def first_after(trace: Sequence[Call], place: int, name: str, pattern: str) -> Call:
-    """Return the first call of a name that begins after a place in the trace and whose words match.
+    """Return the first call that begins after a place in the trace and whose name and words match.
 
     Raises
     ------
     AssertionError
         When there is none.
     """
-    found = (call for call in trace if call.began > place and call.name == name and re.search(pattern, call.words))
-    call = next(found, None)
+    later = (call for call in trace if call.began > place)
+    call = next((one for one in later if re.fullmatch(name, one.name) and re.search(pattern, one.words)), None)
     assert call is not None, f"no {name}({pattern}) after line {place}"
     return call
