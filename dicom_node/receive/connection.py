@@ -307,7 +307,8 @@ class Connection:
         if not fragment.is_last:
             return
         message.command = request = command.decoded(message.command_set)
-        if request.is_response or request.message_id is None:
+        is_cancel = request.command_field == command.C_CANCEL_RQ  # has none of its own (PS3.7 9.3.2.3)
+        if request.is_response or (request.message_id is None and not is_cancel):
             raise ProtocolError(AbortReason.INVALID_PARAMETER, "a message that is no request, or has no Message ID")
         if not request.has_data_set:
             self._answer(message, request)
