@@ -6,11 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Final
 
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2), linux/prctl.h."""
-BEHIND: Final = 10
+_BEHIND: Final = 10
 """Niceness of what nobody waits for at a scanner: indexing and inference share what receiving leaves."""
 
 
@@ -19,6 +20,12 @@ def die_with_parent(parent_pid: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it ended before prctl took effect
         os._exit(1)
+
+
+def give_way() -> None:
+    """Let the present process run behind those that scanners wait for; in vain where a sandbox forbids to say so."""
+    with suppress(OSError):
+        os.nice(_BEHIND)
 
 
 CODECS: Final = ("gdcm", "pylibjpeg", "openjpeg", "libjpeg", "rle", "jpeg_ls", "PIL")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import os
 import ssl
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -187,7 +186,8 @@ def _opened(path: Path, head: FileHead, context: Accepted) -> Iterator[tuple[Bin
         return
     from dicom_node.reading.transcode import transcode  # decoders cost memory, and are seldom needed
 
-    with tempfile.TemporaryFile() as data_set:
+    # In memory, where it was decoded anyway: what is a patient's never lies in a folder for temporary files.
+    with os.fdopen(os.memfd_create("transcoded"), "w+b") as data_set:
         transcode(path, context.transfer_syntax_uid, to=data_set)
         data_set.flush()
         yield data_set, 0

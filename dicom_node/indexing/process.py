@@ -20,7 +20,7 @@ from typing import TypeAlias
 from dicom_node.errors import ChildDiedError, RecordsError, StorageError
 from dicom_node.indexing.facts import Fact
 from dicom_node.logs import Log
-from dicom_node.processes import BEHIND, die_with_parent
+from dicom_node.processes import die_with_parent, give_way
 
 Index: TypeAlias = Callable[[Sequence[Fact], Mapping[str, datetime]], int]
 
@@ -105,7 +105,7 @@ class Indexer:
 def _main(connection: Connection, build: Callable[[], Index], parent_pid: int) -> None:
     """Answer batches until the parent hangs up. A process boundary: every error becomes an answer."""
     die_with_parent(parent_pid)
-    os.nice(BEHIND)
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then hangs up
     index: Index | None = None

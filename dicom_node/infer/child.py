@@ -20,7 +20,7 @@ from dicom_node.clock import Clock, SystemClock
 from dicom_node.errors import ChildDiedError, DicomNodeError, LimitExceededError
 from dicom_node.findings import Findings
 from dicom_node.infer.registry import Plugin
-from dicom_node.processes import BEHIND, die_with_parent
+from dicom_node.processes import die_with_parent, give_way
 
 POLL_S = 0.05
 """How often memory and time are looked at while a job runs."""
@@ -148,7 +148,7 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
     from dicom_node.reading import load_volume
 
     die_with_parent(parent_pid)
-    os.nice(BEHIND)
+    give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then ends the child itself
     engine: OnnxRuntimeEngine | None = None
