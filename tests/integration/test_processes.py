@@ -1,0 +1,42 @@
+"""Claims on processes: they end with their parent, and a sandbox that forbids niceness stops nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests import peers
+
+SANDBOXED = "from dicom_node.processes import give_way; give_way(); print('alive')"
+PARENT = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", '''
+import os, sys, time
+from dicom_node.processes import die_with_parent
+die_with_parent(int(sys.argv[1]))
+print(os.getpid(), flush=True)
+time.sleep(60)
+''', str(os.getpid())], stdout=subprocess.PIPE, text=True)
+print(child.stdout.readline().strip(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_sandbox_that_forbids_niceness_stops_nothing() -> None:
+    """systemd's filter answers EPERM to setpriority: the process goes on as it is."""
+    peers.require_peer("strace")
+    command = ["strace", "-f", "-o", "/dev/null", "-e", "trace=setpriority", "-e", "inject=setpriority:error=EPERM"]
+    done = subprocess.run([*command, sys.executable, "-c", SANDBOXED], capture_output=True, text=True, check=False)
+    assert "alive\n" == done.stdout, done.stderr
+
+
+def test_a_child_ends_with_its_parent() -> None:
+    """Even when the parent is killed: no indexing outlives its receiver."""
+    done = subprocess.run([sys.executable, "-c", PARENT], capture_output=True, text=True, check=False)
+    pid = int(done.stdout)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
