@@ -1,7 +1,7 @@
 """DICOM keywords for rules: which exist, their tag, and which carry patient data.
 
-The data dictionary is pydicom's, imported when the first keyword is asked for: most commands ask for none. Rules in config.toml and plugin.toml may also ask for two things that no header
-holds: the AE titles of the association.
+The data dictionary is pydicom's, imported when the first keyword is asked for: most commands ask for none. Rules in
+config.toml and plugin.toml may also ask for two things that no header holds: the AE titles of the association.
 """
 
 from __future__ import annotations
