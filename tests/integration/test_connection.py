@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 import threading
@@ -14,6 +15,7 @@ import pytest
 
 from dicom_node.clock import Clock, ManualClock, SystemClock
 from dicom_node.dimse import command, pdu
+from dicom_node.dimse.pdu import AbortReason
 from dicom_node.receive.access import NO_ROOM, Denied
 from dicom_node.receive.connection import ASSOCIATE_TIMEOUT_S, Connection, RefusalError
 from dicom_node.study import InstanceMeta
@@ -225,16 +227,14 @@ def test_titles_are_asked_before_anything_else() -> None:
 
 @pytest.mark.parametrize(
     "said",
-    [echo_message(), store_message(), pdu.RELEASE_RQ, pdu.RELEASE_RP, association_request()[:1] * 1 + b"\x00\xff\xff"],
-    ids=["echo", "store", "release", "release response", "giant"],
+    [echo_message(), store_message(), pdu.RELEASE_RQ, pdu.RELEASE_RP],
+    ids=["echo", "store", "release", "release response"],
 )
 def test_nothing_goes_before_an_association(said: bytes) -> None:
     """Data or a release before the request: A-ABORT by the provider, and nobody is asked for anything."""
     with on_line() as line:
-        line.peer.sendall(said + bytes(6))
-        read = read_pdu(line.peer)
-        assert read is not None
-        assert (ABORT, 2) == (read[0], read[1][2])
+        line.peer.sendall(said)
+        assert (ABORT, bytes((0, 0, 2, AbortReason.UNEXPECTED_PDU))) == read_pdu(line.peer)
         line.peer.close()
         line.ended("aborted")
         assert [] == line.host.calls
@@ -537,7 +537,8 @@ def test_silence_is_aborted_by_the_user() -> None:
     """After its idle time the association ends with A-ABORT, source service user."""
     clock = ManualClock()
     with associated(clock=clock) as line:
-        clock.advance(0.3)
+        while not select.select([line.peer], [], [], 0.1)[0]:
+            clock.advance(0.3)
         assert (ABORT, bytes(4)) == read_pdu(line.peer)
         line.peer.close()
         assert "nothing came for 0.2 s" == line.ended("aborted")
