@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pynetdicom.dsutils import split_dataset
 from sqlalchemy import text
@@ -95,6 +95,15 @@ class Receiver:
         self.node = Node(config_file)
         self.store_folder = self.node.data_dir / "received"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End whatever runs of it."""
+        self.stop()
 
     @property
     def pid(self) -> int:

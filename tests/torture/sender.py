@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from benchmarks import upper_layer
 from benchmarks.corpus import KINDS, Kind, Template, make_template
@@ -30,7 +30,6 @@ CONGESTION: Final = (2, 3, 1)
 CALLED: Final = "DICOM_NODE"
 CALLING: Final = "STORESCU"
 ANSWER_S: Final = 20.0
-"""Silence after which a scanner gives an association up."""
 
 SMALL, MEDIUM, LARGE = "tiny", "ct", "large"
 _LARGE: Final = Kind(name=LARGE, modality="CT", shape=(4, 512, 512), count=1, quick_count=1)
@@ -88,11 +87,16 @@ class Scanner:
         Of the node.
     namespace
         Name of the network namespace from which it calls; None: the one that it lives in.
+    answer_s
+        Silence after which it gives an association up.
     """
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", namespace: str | None = None) -> None:
+    def __init__(
+        self, port: int, *, host: str = "127.0.0.1", namespace: str | None = None, answer_s: float = ANSWER_S
+    ) -> None:
         self._address = host, port
         self._namespace = namespace
+        self._answer_s = answer_s
         self._association: upper_layer.Association | None = None
         self.sent: dict[tuple[str, str], Object] = {}
         """(SOP Instance UID, digest) of all whose first byte left, acknowledged or not."""
@@ -104,6 +108,14 @@ class Scanner:
         """Result, source and reason of every rejection."""
         self.losses = 0
         """Associations that ended without our doing, or were not had."""
+
+    def __enter__(self) -> Self:
+        """Send; the first object opens the association."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave without a word, unless it was released."""
+        self.close()
 
     def store(self, one: Object) -> int | None:
         """Send an object and return the status; None when there was no association or it was lost."""
@@ -153,7 +165,7 @@ class Scanner:
         }
         request = upper_layer.associate_request(called=CALLED, calling=CALLING, contexts=contexts)
         with _inside(self._namespace):
-            connection = socket.create_connection(self._address, timeout=ANSWER_S)
+            connection = socket.create_connection(self._address, timeout=self._answer_s)
         try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sendall(request)

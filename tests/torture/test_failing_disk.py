@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -31,9 +32,7 @@ def failing(*names: str, when: str) -> list[str]:
 )
 def test_an_error_of_the_disk_loses_nothing(tmp_path: Path, names: tuple[str, ...], when: str, seconds: float) -> None:
     """0xA700 or Success, on associations that live; every Success survives a SIGKILL; afterwards all is as before."""
-    receiver = Receiver(tmp_path, journal_mb=32)
-    receiver.start()
-    try:
+    with Receiver(tmp_path, journal_mb=32) as receiver:
         with sending(receiver.port, pause_s=0.005) as scanners:
             pause(0.3)
             with traced(receiver, tmp_path / "trace", failing(*names, when=when)):
@@ -41,11 +40,8 @@ def test_an_error_of_the_disk_loses_nothing(tmp_path: Path, names: tuple[str, ..
         assert {SUCCESS, OUT_OF_RESOURCES} >= {status for scanner in scanners for status in scanner.answers}
         assert [0] * 4 == [scanner.losses for scanner in scanners]
         assert " = -1 EIO" in (tmp_path / "trace").read_text()
-        after = Scanner(receiver.port)
-        assert [SUCCESS] * 25 == [after.store(one) for _, one in zip(range(25), mixed(1 << 20, 1), strict=False)]
-        receiver.kill()
-        after.close()
+        with Scanner(receiver.port) as after:
+            assert [SUCCESS] * 25 == [after.store(one) for one in islice(mixed(1 << 20, 1), 25)]
+            receiver.kill()
         receiver.start()
         assert_nothing_lost(receiver, [*scanners, after])
-    finally:
-        receiver.stop()

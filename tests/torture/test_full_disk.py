@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -36,45 +37,38 @@ def receiver_on(disk: Path, tmp_path: Path, *, reserve_mb: int) -> Receiver:
 
 def test_below_the_reserve_senders_are_told_and_come_back(disk: Path, tmp_path: Path) -> None:
     """0xA700 on an open association, which lives; congestion for a new one; success for both once space is free."""
-    receiver = receiver_on(disk, tmp_path, reserve_mb=8)
-    first, second = Scanner(receiver.port), Scanner(receiver.port)
-    receiver.start()
-    try:
-        ballast = fill(disk, leave_mb=24)
-        objects = mixed(0, 1)
+    objects = mixed(0, 1)
+    with (
+        receiver_on(disk, tmp_path, reserve_mb=8) as receiver,
+        Scanner(receiver.port) as first,
+        Scanner(receiver.port) as second,
+    ):
+        ballasts = [fill(disk, leave_mb=24)]
         assert OUT_OF_RESOURCES == next(status for one in objects if (status := first.store(one)) != SUCCESS)
-        squeezed = fill(disk, leave_mb=4)
+        ballasts.append(fill(disk, leave_mb=4))
         assert OUT_OF_RESOURCES == first.store(next(objects))
         assert None is second.store(next(objects))
         assert [CONGESTION] == second.rejections
-        ballast.unlink()
-        squeezed.unlink()
+        for ballast in ballasts:
+            ballast.unlink()
         assert [SUCCESS] * 20 == [scanner.store(next(objects)) for scanner in (first, second) for _ in range(10)]
         assert 0 == first.losses
         first.release()
         second.release()
         assert_nothing_lost(receiver, [first, second])
-    finally:
-        first.close()
-        second.close()
-        receiver.stop()
 
 
 def test_a_disk_without_a_byte_loses_nothing(disk: Path, tmp_path: Path) -> None:
-    """No room for files or rows: killed and started on the full disk it serves, and all is indexed when there is room.
+    """No room for files or rows: killed and started on the full disk it serves; all is indexed when there is room.
 
     What the journal, written in full beforehand, still takes is a promise like any other.
     """
-    receiver = receiver_on(disk, tmp_path, reserve_mb=0)
-    scanner = Scanner(receiver.port)
-    receiver.start()
-    try:
-        assert [SUCCESS] * 30 == [scanner.store(one) for _, one in zip(range(30), mixed(0, 1), strict=False)]
+    with receiver_on(disk, tmp_path, reserve_mb=0) as receiver, Scanner(receiver.port) as scanner:
+        assert [SUCCESS] * 30 == [scanner.store(one) for one in islice(mixed(0, 1), 30)]
         ballasts = [fill(disk)]
         assert OUT_OF_RESOURCES == scanner.store(Object(kind=LARGE, serial=1000))
         in_the_journal = (scanner.store(Object(kind=MEDIUM, serial=serial)) for serial in range(1100, 1200))
         assert OUT_OF_RESOURCES == next(status for status in in_the_journal if status != SUCCESS)
-        assert len(scanner.acknowledged) > 30
         assert 0 == scanner.losses
         for end in (receiver.kill, receiver.stop):
             receiver.wait_for(lambda: "index.postponed" in receiver.log.read_text(), "rows are postponed")
@@ -90,8 +84,6 @@ def test_a_disk_without_a_byte_loses_nothing(disk: Path, tmp_path: Path) -> None
         assert SUCCESS == scanner.store(Object(kind=LARGE, serial=1001))
         assert SUCCESS == scanner.store(Object(kind=SMALL, serial=1002))
         scanner.release()
+        assert len(scanner.acknowledged) > 30
         assert_nothing_lost(receiver, [scanner])
         assert "instance.set_aside" not in receiver.log.read_text()
-    finally:
-        scanner.close()
-        receiver.stop()

@@ -22,6 +22,9 @@ WATCHED = "openat,write,writev,pwritev,pwritev2,pwrite64,fdatasync,fsync,syncfs,
 ANSWER = r'^\d+<[^>]*>, "\\4'
 """A P-DATA-TF PDU begins with 04H."""
 
+NO_NOTE = bytes(format_.NOTE_BYTES)
+"""Of a record that was not released."""
+
 SMALL_WAY = (
     ("pwritev2?", r"\.journal>"),
     ("fdatasync", r"\.journal>"),
@@ -67,11 +70,8 @@ def test_each_step_is_on_the_disk_before_the_next(
 
     Each call has come to its end, without an error, before the next one of the list begins.
     """
-    receiver = Receiver(tmp_path, journal_mb=8)
-    scanner = Scanner(receiver.port)
-    receiver.start()
     trace = tmp_path / "trace"
-    try:
+    with Receiver(tmp_path, journal_mb=8) as receiver, Scanner(receiver.port) as scanner:
         with traced(receiver, trace, ["-e", f"trace={WATCHED}"]):
             assert SUCCESS == scanner.store(Object(kind=kind, serial=1))
             given_up = re.compile(r"syncfs\(" if kind == SMALL else r'unlink\("[^"]*\.arrived"')
@@ -85,34 +85,26 @@ def test_each_step_is_on_the_disk_before_the_next(
                 call = first_after(seen, place, name, pattern)
                 assert " = -1 " not in call.words
                 place = call.ended
-        answers = [call for call in seen if call.name == "sendto"]
-        assert 2 == len(answers), "the association's answer, and one response"
+        assert 2 == sum(call.name == "sendto" for call in seen), "the association's answer, and one response"
         assert_nothing_lost(receiver, [scanner])
-    finally:
-        scanner.close()
-        receiver.stop()
 
 
 def test_the_power_goes_before_the_shelf_is_on_the_disk(tmp_path: Path) -> None:
     """In the next boot all that the journal holds is shelved again, over empty and torn files, released or not."""
-    receiver = Receiver(tmp_path, journal_mb=32)
-    receiver.start()
-    try:
+    with Receiver(tmp_path, journal_mb=32) as receiver:
         with sending(receiver.port, pause_s=0.01) as scanners:
             pause(0.7)
         receiver.wait_until_indexed(version for scanner in scanners for version in scanner.acknowledged)
         receiver.kill()
         paths = {uid: path for (uid, _), path in receiver.versions().items()}
         records = [found for path in _segments(receiver) for found in format_.read_records(path)]
-        assert any(note != bytes(len(note)) for _, note in records), "some were released"
+        assert any(note != NO_NOTE for _, note in records), "some were released"
         for number, (record, note) in enumerate(records):
-            _note(record, bytes(len(note)) if note == bytes(len(note)) else b"an earlier boot.")
+            _note(record, note if note == NO_NOTE else b"an earlier boot.")
             shelved = paths[json.loads(record.label)[1]]
             os.truncate(shelved, shelved.stat().st_size * (number % 3) // 3)
         receiver.start()
         assert_nothing_lost(receiver, scanners)
-    finally:
-        receiver.stop()
 
 
 def _segments(receiver: Receiver) -> list[Path]:
