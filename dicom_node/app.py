@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import ssl
 import sys
 import threading
 from enum import StrEnum
@@ -24,6 +25,7 @@ from dicom_node.logs import Log, start_logging
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
+    from dicom_node.config.schema import Peer
     from dicom_node.dimse.tls import Certificates
     from dicom_node.filing import InstanceStore, ResultStore
     from dicom_node.indexing import Index
@@ -153,6 +155,10 @@ class Node:
 
         return Admin(self)
 
+    def tls_for(self, peer: Peer) -> ssl.SSLContext | None:
+        """Return with what a peer is called: our certificate and whom we trust, or None without TLS."""
+        return self.certificates.client() if peer.tls and self.certificates is not None else None
+
     def role(self, role: Role, stop: threading.Event) -> roles.Role:
         """Return one role, ready to run until `stop` is set."""
         build = {Role.RECEIVER: self._receiver, Role.WORKER: lambda: self._worker(stop), Role.SENDER: self._sender}
@@ -247,6 +253,7 @@ class Node:
                     sender=upkeep.owner_name(),
                     settings=self.config.sender,
                     jitter=random.random,
+                    tls=partial(self.tls_for, peers[destination.peer]),
                     clock=self.clock,
                     log=log,
                 ).step,

@@ -2,6 +2,7 @@
 
     DicomNodeError
     +-- ConfigError                  config.toml or plugin.toml is wrong             (exit 2)
+    +-- CertificateError             certificate, key or CA cannot be used (dimse.tls)  (exit 2)
     +-- UsageError                   a command was called with what it cannot take    (exit 2)
     +-- NotFoundError                a study, job, plugin or peer is not there        (exit 3)
     +-- UnreachableError             a peer does not answer                           (exit 4, retryable)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -390,7 +391,9 @@ class Dispatch:
         jitter: Callable[[], float],
         clock: Clock,
         log: Log,
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
     ) -> None:
+        """`tls` is asked at every call, so that renewed certificates count; None calls without TLS."""
         self._deliveries = deliveries
         self._destination = destination
         self._peer = peer
@@ -398,6 +401,7 @@ class Dispatch:
         self._sender = sender
         self._settings = settings
         self._jitter = jitter
+        self._tls = tls
         self._clock = clock
         self._log = log
 
@@ -407,7 +411,13 @@ class Dispatch:
         if not claimed:
             return False
         parcels = [Parcel(delivery_id=delivery.id, path=delivery.path) for delivery in claimed]
-        outcomes = deliver_batch(parcels, self._peer, calling_ae=self._calling_ae, timeout_s=self._settings.timeout_s)
+        outcomes = deliver_batch(
+            parcels,
+            self._peer,
+            calling_ae=self._calling_ae,
+            timeout_s=self._settings.timeout_s,
+            tls=self._tls(),
+        )
         for delivery, outcome in zip(claimed, outcomes, strict=True):
             try:
                 state = self._write(delivery, outcome)

@@ -8,6 +8,7 @@ What reads images, talks DICOM or infers is imported by the methods that do so: 
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -46,6 +47,10 @@ class Parts(Protocol):
     @property
     def clock(self) -> Clock:
         """Time."""
+        ...
+
+    def tls_for(self, peer: Peer) -> ssl.SSLContext | None:
+        """Return with what a peer is called; None without TLS."""
         ...
 
     @property
@@ -183,7 +188,13 @@ class Admin:
         peer = self._peer(name)
         assert peer.address is not None
         started = self._node.clock.monotonic()
-        answer = echo(peer.address, called_ae=peer.ae_title, calling_ae=self._calling_ae, timeout_s=self._timeout_s)
+        answer = echo(
+            peer.address,
+            called_ae=peer.ae_title,
+            calling_ae=self._calling_ae,
+            timeout_s=self._timeout_s,
+            tls=self._node.tls_for(peer),
+        )
         if not answer.is_success:
             raise UnreachableError(f"{name}: {answer.reason}")
         return {"peer": name, "ok": True, "duration_s": self._node.clock.monotonic() - started}
@@ -194,13 +205,18 @@ class Admin:
             if one.name == destination:
                 peer = self._peer(one.peer)
                 assert peer.address is not None
-                return self.send_to(paths, host=peer.address.host, port=peer.address.port, called_ae=peer.ae_title)
+                return self._send(paths, peer.address, peer.ae_title, self._calling_ae, self._node.tls_for(peer))
         raise NotFoundError(f"no [[destination]] is called {destination!r}")
 
     def send_to(
         self, paths: Sequence[Path], *, host: str, port: int, called_ae: str, calling_ae: str | None = None
     ) -> list[dict[str, Any]]:
         """Send every file of `paths`, folders included; return one entry a file. `calling_ae`: ours by default."""
+        return self._send(paths, Address(host=host, port=port), called_ae, calling_ae or self._calling_ae, None)
+
+    def _send(
+        self, paths: Sequence[Path], address: Address, called_ae: str, calling_ae: str, tls: ssl.SSLContext | None
+    ) -> list[dict[str, Any]]:
         from dicom_node.admin import inspection
         from dicom_node.dimse import Verdict, send_files
 
@@ -210,17 +226,18 @@ class Admin:
         files = [file for path in paths for file in inspection.dicom_files(path)]
         sent = send_files(
             files,
-            Address(host=host, port=port),
+            address,
             called_ae=called_ae,
-            calling_ae=calling_ae or self._calling_ae,
+            calling_ae=calling_ae,
             timeout_s=self._timeout_s,
+            tls=tls,
         )
         return [
             {
                 "file": str(result.path),
                 "sop_instance_uid": result.sop_instance_uid,
                 "status": None if result.status is None else f"0x{result.status:04X}",
-                "stored": result.verdict is Verdict.STORED,
+                "stored": result.verdict in (Verdict.STORED, Verdict.STORED_WITH_WARNING),
                 "reason": result.reason,
             }
             for result in sent

@@ -6,6 +6,7 @@ association that breaks leaves the rest unanswered: sending the same bytes under
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ class Outcome:
         return self.error is None
 
 
-def deliver_batch(parcels: Sequence[Parcel], peer: Peer, *, calling_ae: str, timeout_s: float) -> list[Outcome]:
+def deliver_batch(
+    parcels: Sequence[Parcel], peer: Peer, *, calling_ae: str, timeout_s: float, tls: ssl.SSLContext | None = None
+) -> list[Outcome]:
     """Send the results of some deliveries to their destination; return one outcome each, in order.
 
     Raises
@@ -65,6 +68,7 @@ def deliver_batch(parcels: Sequence[Parcel], peer: Peer, *, calling_ae: str, tim
             called_ae=peer.ae_title,
             calling_ae=calling_ae,
             timeout_s=timeout_s,
+            tls=tls,
         )
         for parcel, result in zip(parcels, results, strict=True):
             outcomes.append(_outcome(parcel.delivery_id, result))
