@@ -36,6 +36,7 @@ idle_timeout_s = {idle_timeout_s}
 [storage]
 reserve_mb = {reserve_mb}
 journal_mb = {journal_mb}
+on_conflict = "{on_conflict}"
 
 [plugins]
 paths = []
@@ -68,6 +69,7 @@ class Receiver:
         hosts: Sequence[str] = ("127.0.0.1/32",),
         reserve_mb: int = 0,
         journal_mb: int = 64,
+        on_conflict: str = "replace_if_same_source",
         idle_timeout_s: float = 300,
         wrap: Sequence[str] = (),
     ) -> None:
@@ -88,6 +90,7 @@ class Receiver:
                 idle_timeout_s=idle_timeout_s,
                 reserve_mb=reserve_mb,
                 journal_mb=journal_mb,
+                on_conflict=on_conflict,
                 hosts=list(hosts),
             ),
             encoding="utf-8",

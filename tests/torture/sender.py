@@ -25,6 +25,7 @@ from benchmarks.corpus import KINDS, Kind, Template, make_template
 
 SUCCESS: Final = 0x0000
 OUT_OF_RESOURCES: Final = 0xA700
+DUPLICATE: Final = 0x0111
 CONGESTION: Final = (2, 3, 1)
 """Rejected, transient; by the presentation provider; temporary congestion (PS3.8 9.3.4)."""
 CALLED: Final = "DICOM_NODE"
@@ -69,6 +70,10 @@ class Object:
         template(self.kind).patch(content, self.serial)
         content[-1] ^= self.variant
         return bytes(content[template(self.kind).data_set_offset :])
+
+    def digest(self) -> str:
+        """Return SHA-256 of the bytes that are sent."""
+        return hashlib.sha256(self.data_set()).hexdigest()
 
 
 def mixed(first: int, step: int) -> Iterator[Object]:
