@@ -262,9 +262,9 @@ class Receiver:
         first, self._released[0] = self._released[0], len(self.events.arrivals)
         found = []
         for arrival in self.events.arrivals[first : self._released[0]]:
-            with self.store.content(arrival) as content:
-                length = 144 + int.from_bytes(content[140:144], "little")
-                found.append(hashlib.sha256(content[length:]).hexdigest())
+            content = self.store.content(arrival)
+            length = 144 + int.from_bytes(content[140:144], "little")
+            found.append(hashlib.sha256(content[length:]).hexdigest())
             self.store.release(arrival)
         return found
 
