@@ -128,10 +128,10 @@ def cpu_s(pid: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def peak_mb(pid: int) -> float:
-    """Return the peak resident memory of a tree in MB: the sum of what each living process reached (VmHWM)."""
+def peak_mb(pid: int, *, is_tree: bool = True) -> float:
+    """Return the peak resident memory (VmHWM) of a process in MB; of its tree: the sum over the living processes."""
     kilobytes = 0
-    for one in process_tree(pid):
+    for one in process_tree(pid) if is_tree else [pid]:
         try:
             status = (_PROC / str(one) / "status").read_text(encoding="utf-8")
         except (FileNotFoundError, ProcessLookupError):
