@@ -15,10 +15,20 @@ from collections.abc import Iterable
 from typing import Final
 
 from pydicom._uid_dict import UID_dictionary
+from pydicom.uid import UID
 from pynetdicom import AllStoragePresentationContexts
+from pynetdicom.pdu_primitives import (
+    ImplementationClassUIDNotification,
+    ImplementationVersionNameNotification,
+    MaximumLengthNotification,
+)
 from pynetdicom.presentation import PresentationContext, build_context
 
+from dicom_node import ids
+
 VERIFICATION: Final = "1.2.840.10008.1.1"
+APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
+"""PS3.7 A.2.1: the only one there is."""
 
 IMPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2"
 EXPLICIT_VR_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2.1"
@@ -100,3 +110,18 @@ def acceptable_contexts(
         elif is_storage_class(uid, takes_other_classes=takes_other_classes):
             contexts.append(build_context(uid, list(TRANSFER_SYNTAXES)))
     return contexts
+
+
+def user_information(
+    max_pdu: int,
+) -> list[MaximumLengthNotification | ImplementationClassUIDNotification | ImplementationVersionNameNotification]:
+    """Return who we are and how many bytes we take in one P-DATA-TF: for a request or its answer (PS3.7 D.3.3)."""
+    length, implementation, version = (
+        MaximumLengthNotification(),
+        ImplementationClassUIDNotification(),
+        ImplementationVersionNameNotification(),
+    )
+    length.maximum_length_received = max_pdu
+    implementation.implementation_class_uid = UID(ids.IMPLEMENTATION_CLASS_UID)
+    version.implementation_version_name = ids.IMPLEMENTATION_VERSION_NAME
+    return [length, implementation, version]

@@ -18,16 +18,15 @@ from typing import Final, TypeAlias
 
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import build_context
 
-from dicom_node import ids
-from dicom_node.dimse.contexts import EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN
+from dicom_node.dimse.contexts import (
+    APPLICATION_CONTEXT,
+    EXPLICIT_VR_LITTLE_ENDIAN,
+    IMPLICIT_VR_LITTLE_ENDIAN,
+    user_information,
+)
 from dicom_node.dimse.pdu import AbortReason, ProtocolError
 
 Pair: TypeAlias = tuple[str, str]
@@ -38,8 +37,6 @@ MOST_CONTEXTS: Final = 128
 MAX_PDU: Final = 131072
 """Bytes that we take in one PDU, and the most that we send in one."""
 
-_APPLICATION_CONTEXT_NAME: Final = "1.2.840.10008.3.1.1.1"
-"""PS3.7 A.2.1."""
 _PLAIN: Final = (EXPLICIT_VR_LITTLE_ENDIAN, IMPLICIT_VR_LITTLE_ENDIAN)
 _ACCEPTED: Final = 0
 _MALFORMED: Final = (
@@ -113,7 +110,7 @@ def request(contexts: Sequence[Proposed], *, called_ae: str, calling_ae: str) ->
         When an AE title is none.
     """
     primitive = A_ASSOCIATE()
-    primitive.application_context_name = UID(_APPLICATION_CONTEXT_NAME)
+    primitive.application_context_name = UID(APPLICATION_CONTEXT)
     primitive.calling_ae_title, primitive.called_ae_title = calling_ae, called_ae
     definitions = []
     for number, context in enumerate(contexts):
@@ -121,15 +118,7 @@ def request(contexts: Sequence[Proposed], *, called_ae: str, calling_ae: str) ->
         definition.context_id = _context_id(number)
         definitions.append(definition)
     primitive.presentation_context_definition_list = definitions
-    longest, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
-    )
-    longest.maximum_length_received = MAX_PDU
-    implementation.implementation_class_uid = UID(ids.IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = ids.IMPLEMENTATION_VERSION_NAME
-    primitive.user_information = [longest, implementation, version]
+    primitive.user_information = list(user_information(MAX_PDU))
     pdu = A_ASSOCIATE_RQ()
     pdu.from_primitive(primitive)
     return pdu.encode()

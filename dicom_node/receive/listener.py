@@ -21,6 +21,7 @@ from dicom_node.clock import Clock
 from dicom_node.config.schema import Peer, ReceiveSettings
 from dicom_node.dimse import status
 from dicom_node.dimse.command import Command
+from dicom_node.dimse.contexts import APPLICATION_CONTEXT
 from dicom_node.dimse.identify import identify
 from dicom_node.errors import RefusedInputError, StorageError, UndecodableError
 from dicom_node.logs import Log
@@ -29,7 +30,7 @@ from dicom_node.receive.connection import Connection, RefusalError
 from dicom_node.receive.doors import Door
 from dicom_node.receive.faces import How, Incoming, Policy, ReceiveEvents, Store
 from dicom_node.receive.gate import Gate
-from dicom_node.receive.negotiation import APPLICATION_CONTEXT, AcceptedContext, Proposal
+from dicom_node.receive.negotiation import AcceptedContext, Proposal
 from dicom_node.study import Arrival, Association, InstanceMeta
 
 Wrap: TypeAlias = Callable[[socket.socket], ssl.SSLSocket]

@@ -18,21 +18,13 @@ from typing import Any, Final, TypeAlias
 from pydicom import config
 from pydicom.uid import UID
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ, A_ASSOCIATE_RQ
-from pynetdicom.pdu_primitives import (
-    A_ASSOCIATE,
-    ImplementationClassUIDNotification,
-    ImplementationVersionNameNotification,
-    MaximumLengthNotification,
-)
+from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.presentation import PresentationContext, negotiate_as_acceptor
 
-from dicom_node import ids
-from dicom_node.dimse import acceptable_contexts
+from dicom_node.dimse.contexts import APPLICATION_CONTEXT, acceptable_contexts, user_information
 from dicom_node.dimse.pdu import AbortReason, ProtocolError
 from dicom_node.receive.access import Denied
 
-APPLICATION_CONTEXT: Final = "1.2.840.10008.3.1.1.1"
-"""PS3.7 A.2.1: the only one there is."""
 _ACCEPTED: Final = 0
 MOST_CONTEXTS: Final = 128
 """Their identifiers are the odd numbers of one byte (PS3.8 9.3.2.2)."""
@@ -157,14 +149,6 @@ def rejected(denied: Denied) -> bytes:
 
 
 def _answer(asked: Proposal, results: Sequence[PresentationContext], max_pdu: int) -> A_ASSOCIATE:
-    length, implementation, version = (
-        MaximumLengthNotification(),
-        ImplementationClassUIDNotification(),
-        ImplementationVersionNameNotification(),
-    )
-    length.maximum_length_received = max_pdu
-    implementation.implementation_class_uid = UID(ids.IMPLEMENTATION_CLASS_UID)
-    version.implementation_version_name = ids.IMPLEMENTATION_VERSION_NAME
     primitive: Any = A_ASSOCIATE()
     primitive.application_context_name = UID(APPLICATION_CONTEXT)
     primitive.calling_ae_title = asked.calling_ae
@@ -172,7 +156,7 @@ def _answer(asked: Proposal, results: Sequence[PresentationContext], max_pdu: in
     primitive.result = _ACCEPTED
     primitive.result_source = 1
     primitive.presentation_context_definition_results_list = list(results)
-    primitive.user_information = [length, implementation, version]
+    primitive.user_information = list(user_information(max_pdu))
     return primitive  # type: ignore[no-any-return]  # its attributes are declared narrower than their setters
 
 

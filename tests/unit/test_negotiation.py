@@ -33,11 +33,18 @@ from pynetdicom.pdu_primitives import (
 from pynetdicom.presentation import PresentationContext, build_context, negotiate_as_requestor
 
 from dicom_node import ids
-from dicom_node.dimse.contexts import LOSSLESS, LOSSY, STORAGE_CLASSES, TRANSFER_SYNTAXES, UNCOMPRESSED, VERIFICATION
+from dicom_node.dimse.contexts import (
+    APPLICATION_CONTEXT,
+    LOSSLESS,
+    LOSSY,
+    STORAGE_CLASSES,
+    TRANSFER_SYNTAXES,
+    UNCOMPRESSED,
+    VERIFICATION,
+)
 from dicom_node.dimse.pdu import LARGEST_CONTROL_BYTES, ProtocolError
 from dicom_node.receive.access import NO_ROOM
 from dicom_node.receive.negotiation import (
-    APPLICATION_CONTEXT,
     MOST_CONTEXTS,
     MOST_ITEMS,
     Contexts,
