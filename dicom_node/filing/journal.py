@@ -202,7 +202,11 @@ class Journal:
         with self._changed:
             done = [segment for segment in self._used.values() if segment.is_closed and not segment.n_open]
         if done:
-            _sync_file_system(self._folder)  # the shelved files: only then may their records go
+            try:
+                _sync_file_system(self._folder)  # the shelved files: only then may their records go
+            except OSError:
+                self._hold()
+                raise
             for segment in done:
                 format_.end_life(segment.descriptor)
                 is_ours = os.fstat(segment.descriptor).st_size == self._segment_bytes
@@ -213,6 +217,14 @@ class Journal:
                 if not is_ours:  # of another capacity, or its allocation was cut off
                     os.close(segment.descriptor)
                     segment.path.unlink()
+
+    def _hold(self) -> None:
+        """Keep every record for the next start: what was shelved may be lost, and a second syncfs would not tell."""
+        with self._changed:
+            for segment in self._used.values():
+                segment.n_open += 1  # never all released: this process does not use it again
+                for record, _ in format_.read_records(segment.path):
+                    format_.note_release(segment.descriptor, record, bytes(NOTE_BYTES))
 
     def _allocate(self) -> None:
         """Make the segments that are missing."""

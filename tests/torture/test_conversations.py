@@ -10,9 +10,10 @@ import hashlib
 import json
 import random
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from tests.torture.hostile import (
     echo_message,
     footprint,
     is_honest_served,
+    item,
     read_all,
     running_receiver,
     store_command,
@@ -61,7 +63,7 @@ def valid(draw: random.Random, calling_ae: str, called_ae: str) -> Conversation:
         2 * number + 1: (MR, (draw.choice(SYNTAXES),)) for number in range(count)
     }
     contexts[2 * count + 1] = (VERIFY, (IMPLICIT,))
-    more = b"".join(item for item in (ROLE, WINDOW, IDENTITY, EXTENDED) if draw.random() < 0.3)
+    more = b"".join(one for one in (ROLE, WINDOW, IDENTITY, EXTENDED) if draw.random() < 0.3)
     said = [association_request(contexts, calling=calling_ae, called=called_ae, more=more)]
     for message_id in range(1, draw.randint(2, 5)):
         said += _message(draw, contexts, message_id)
@@ -143,34 +145,83 @@ def _insert(draw: random.Random, said: Conversation) -> None:
     said[at] = said[at][:place] + draw.randbytes(draw.choice((1, 2, 4, 100))) + said[at][place:]
 
 
-def _pad_item(draw: random.Random, said: Conversation) -> None:
-    """Repeat a piece of the request: contexts and items twice, in the wrong place."""
-    request = said[0]
-    if len(request) > 100:
-        first = draw.randrange(74, len(request))
-        piece = request[first : first + draw.randrange(1, 80)]
-        content = request[6:first] + piece * draw.choice((1, 2, 50)) + request[first:]
-        said[0] = request[:2] + len(content).to_bytes(4, "big") + content
+def _change_items(draw: random.Random, said: Conversation) -> None:
+    """Change the request where its items begin and end: their lengths stay right, their meaning does not."""
+    if said[0][:1] != b"\x01" or len(said[0]) < 74:
+        return
+    items = list(_items(said[0][74:]))
+    at = draw.randrange(len(items)) if items else 0
+    for kind, content in items[at : at + 1]:
+        head = 4 if kind == 0x20 else 0
+        inner = list(_items(content[head:])) if kind in (0x20, 0x50) else []
+        if inner and draw.random() < 0.7:
+            items[at] = (kind, content[:head] + _joined(_spoiled(draw, inner)))
+        else:
+            items = _spoiled(draw, items)
+    content = said[0][6:74] + _joined(items)
+    said[0] = said[0][:2] + len(content).to_bytes(4, "big") + content
+
+
+def _items(content: bytes) -> Iterator[tuple[int, bytes]]:
+    position = 0
+    while position + 4 <= len(content):
+        end = position + 4 + int.from_bytes(content[position + 2 : position + 4], "big")
+        yield content[position], content[position + 4 : end]
+        position = end
+
+
+def _joined(items: list[tuple[int, bytes]]) -> bytes:
+    return b"".join(item(kind, content[:0xFFFF]) for kind, content in items)
+
+
+def _spoiled(draw: random.Random, items: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    items = list(items)
+    at = draw.randrange(len(items))
+    kind, content = items[at]
+    match draw.randrange(6):
+        case 0:
+            del items[at]
+        case 1:
+            items.insert(draw.randrange(len(items)), items[at])
+        case 2:
+            items[at] = (draw.choice((0, 0x10, 0x20, 0x30, 0x40, 0x50, 0x51, 0x58, 0xFF)), content)
+        case 3:
+            items[at] = (kind, content[: draw.randrange(len(content) + 1)])
+        case 4:
+            items[at] = (kind, content * draw.choice((2, 100)))
+        case _:
+            items[at:at] = [items[at]] * draw.choice((2, 200))
+    return items
 
 
 DAMAGES: tuple[Callable[[random.Random, Conversation], None], ...] = (
-    *(_change_bytes, _change_bytes, _change_length, _swap, _double, _take_out, _cut, _end_here, _insert, _pad_item),
+    *(_change_bytes, _change_bytes, _change_length, _swap, _double, _take_out),
+    *(_cut, _end_here, _insert, _change_items, _change_items),
 )
 
 
 def converse(draw: random.Random, port: int, stream: bytes) -> None:
     """Send a conversation in some pieces and end it in some way; the receiver has to close it in time."""
-    with calling(port, timeout_s=15) as connection, suppress(BrokenPipeError, ConnectionResetError):
-        for _ in range(draw.choice((0, 0, 1, 3))):
-            place = draw.randrange(len(stream) + 1)
-            connection.sendall(stream[:place])
-            stream = stream[place:]
-        connection.sendall(stream)
-        if draw.random() < 0.1:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    with calling(port, timeout_s=15) as connection:
+        try:
+            _say(draw, connection, stream)
+        except TimeoutError:
+            raise
+        except OSError:  # the receiver had enough before we had
             return
-        connection.shutdown(socket.SHUT_WR)
-        read_all(connection)
+
+
+def _say(draw: random.Random, connection: socket.socket, stream: bytes) -> None:
+    for _ in range(draw.choice((0, 0, 1, 3))):
+        place = draw.randrange(len(stream) + 1)
+        connection.sendall(stream[:place])
+        stream = stream[place:]
+    connection.sendall(stream)
+    if draw.random() < 0.1:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close by a reset
+        return
+    connection.shutdown(socket.SHUT_WR)
+    read_all(connection)
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.torture.receiver import Receiver, assert_nothing_lost, pause
-from tests.torture.sender import OUT_OF_RESOURCES, SUCCESS, Scanner, mixed, sending
-from tests.torture.tracing import traced
+from tests.torture.sender import OUT_OF_RESOURCES, SMALL, SUCCESS, Object, Scanner, mixed, sending
+from tests.torture.tracing import calls, traced
 
 STEPS = ("fdatasync", "fsync", "rename")
 """What makes bytes and names durable, and publishes."""
@@ -45,3 +45,22 @@ def test_an_error_of_the_disk_loses_nothing(tmp_path: Path, names: tuple[str, ..
             receiver.kill()
         receiver.start()
         assert_nothing_lost(receiver, [*scanners, after])
+
+
+def test_a_shelf_that_was_not_brought_to_the_disk_keeps_its_journal(tmp_path: Path) -> None:
+    """EIO of one syncfs: the next would report success for lost bytes, so the records stay for the next start."""
+    with Receiver(tmp_path, journal_mb=32) as receiver, Scanner(receiver.port) as scanner:
+        options = ["-e", "trace=syncfs,pwrite64", "-e", "inject=syncfs:error=EIO:when=1"]
+        with traced(receiver, tmp_path / "trace", options):
+            assert SUCCESS == scanner.store(Object(kind=SMALL, serial=1))
+            scanner.release()
+            failed = lambda: " = -1 EIO" in (tmp_path / "trace").read_text()  # noqa: E731
+            receiver.wait_for(failed, "the file system is synchronised")
+            pause(1.5)  # a second try would come after one
+        assert [] == [call for call in calls(tmp_path / "trace") if call.words.endswith(", 64, 4096) = 64")]
+        receiver.kill()
+        assert [Object(kind=SMALL, serial=1).sop_instance_uid] == [
+            one.meta.sop_instance_uid for one in receiver.node.store.leftovers()
+        ]
+        receiver.start()
+        assert_nothing_lost(receiver, [scanner])
