@@ -1,4 +1,4 @@
-"""What an instance costs between file and row: `describe` of its head, `Studies.index` in batches.
+"""What an instance costs between file and row, and what a million rows cost the node: nothing, if all is well.
 
     python benchmarks/index.py [--quick] [--rows N] [--rounds N] [--files FOLDER ...] [--scratch FOLDER]
 
@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import median
@@ -24,8 +25,10 @@ from typing import Any, Final
 from pydicom import dcmread
 from sqlalchemy import insert
 
-from benchmarks.corpus import EXPLICIT_VR_LITTLE_ENDIAN, KINDS, make_template
+from benchmarks.corpus import EXPLICIT_VR_LITTLE_ENDIAN, KINDS, make_corpus, make_template
 from benchmarks.measure import Report, Target, interleaved, paired_ratios, spread
+from benchmarks.node import RunningNode
+from benchmarks.peers import send
 from dicom_node.clock import ManualClock
 from dicom_node.errors import UndecodableError
 from dicom_node.reading import describe, describe_bytes, find_files
@@ -50,6 +53,10 @@ LARGE_AT_LEAST: Final = 0.9
 """The rate with a large database as a part of the rate with an empty one."""
 LONG_AT_LEAST: Final = 0.8
 """The rate at the end of a long series as a part of that at its beginning; looser, for few runs."""
+START_S: Final = 10.0
+"""From the command to the open port, Python's own start included."""
+NODE_OBJECTS: Final = 400
+NODE_ROUNDS: Final = 7
 HEADER_ELEMENTS: Final = (150, 300)
 _CT: Final = "1.2.840.10008.5.1.4.1.1.2"
 _AXIAL: Final = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -282,11 +289,35 @@ def measure_indexing(report: Report, folder: Path, n_rows: int, rounds: int) -> 
         ("database", "ms [low-high]"),
         [(name, spread(values)) for name, values in times.items()],
     )
+    large.close()
+    empty.close()
     ratio = median(paired_ratios(times["large"], times["empty"]))
     report.figures |= {f"index_ms/{name}": median(values) for name, values in times.items()}
     for name in times:
         report.targets.append(Target(name=f"index, {name}, ms", value=median(times[name]), at_most=INDEX_MS))
     report.targets.append(Target(name="rate, large / empty", value=ratio, at_least=LARGE_AT_LEAST))
+
+
+def measure_node(report: Report, folder: Path, rounds: int) -> None:
+    """Add how a node with the large database starts and receives, beside one with an empty database."""
+    corpus = [make_corpus(KINDS["mr"], folder, count=NODE_OBJECTS, seed=f"node-{number}") for number in range(rounds)]
+    started: dict[str, float] = {}
+    times: dict[str, list[float]] = {"empty": [], "large": []}
+    with ExitStack() as stack:
+        nodes = {}
+        for name in times:
+            begun = time.perf_counter()
+            nodes[name] = stack.enter_context(RunningNode(folder / f"node-{name}", records=folder / f"{name}.sqlite"))
+            started[name] = time.perf_counter() - begun
+        for number, name in interleaved(list(nodes), rounds):
+            begun = time.perf_counter()
+            send(corpus[number], nodes[name], associations=1, folder=folder)
+            times[name].append(time.perf_counter() - begun)
+    report.figures |= {f"start_s/{name}": seconds for name, seconds in started.items()}
+    report.figures |= {f"receive_s/{name}": median(values) for name, values in times.items()}
+    report.targets.append(Target(name="start with the large database, s", value=started["large"], at_most=START_S))
+    ratio = median(paired_ratios(times["large"], times["empty"]))
+    report.targets.append(Target(name="receiving, large / empty", value=ratio, at_least=LARGE_AT_LEAST))
 
 
 def measure_long_series(report: Report, folder: Path) -> None:
@@ -326,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure_describing(report, folder, options.files)
         rows = options.rows or (100_000 if options.quick else 1_000_000)
         measure_indexing(report, folder, rows, options.rounds or (10 if options.quick else 25))
+        measure_node(report, folder, NODE_ROUNDS)
         measure_long_series(report, folder)
     return report.finish()
 

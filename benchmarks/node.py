@@ -56,9 +56,11 @@ class RunningNode(Program):
         "receiver", or "all".
     more
         Further tables of config.toml: routes, destinations.
+    records
+        A database to begin with; it is moved into the node's folder.
     """
 
-    def __init__(self, folder: Path, *, role: str = "receiver", more: str = "") -> None:
+    def __init__(self, folder: Path, *, role: str = "receiver", more: str = "", records: Path | None = None) -> None:
         folder.mkdir(parents=True)
         port = free_port()
         self.folder = folder
@@ -66,6 +68,9 @@ class RunningNode(Program):
         self.config_file = folder / "config.toml"
         settings = CONFIG.format(ae_title=AE_TITLE, port=port, max_associations=MAX_ASSOCIATIONS)
         self.config_file.write_text(settings + more, encoding="utf-8")
+        if records is not None:
+            self.data.mkdir()
+            records.rename(self.data / "records.sqlite")
         command = [*CLI, "serve", "--role", role, "--config", str(self.config_file)]
         super().__init__(command, log=folder / "node.log", port=port)
 

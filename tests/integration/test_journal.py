@@ -190,6 +190,18 @@ def test_what_waits_is_found_after_a_crash(store: InstanceStore, tmp_path: Path)
     ]
 
 
+def test_a_start_does_not_look_at_the_shelf(
+    store: InstanceStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there has its rows: a million versions cost a start nothing."""
+    filed = file_in(store, uid="1.2.1")
+    filed.path.write_bytes(b"not even a DICOM file")
+    looked_at: list[object] = []
+    monkeypatch.setattr(os, "walk", lambda folder: looked_at.append(folder) or iter(()))
+    after = InstanceStore(tmp_path, clock=ManualClock(), reserve_bytes=0, journal_bytes=MIB)
+    assert ([], []) == (list(after.leftovers()), looked_at)
+
+
 def test_a_full_journal_costs_nothing_but_a_file(store: InstanceStore, tmp_path: Path) -> None:
     """Instances beyond its capacity are durable on their own and told by the next start all the same."""
     for number in range(60):
