@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import (
     HTJ2K,
@@ -41,6 +42,7 @@ from pydicom.uid import (
 )
 
 from dicom_node.errors import UndecodableError
+from dicom_node.reading.codestream import announced_size
 from dicom_node.reading.enhanced import functional_groups
 from dicom_node.reading.header import PARSE_ERRORS, VALUE_ERRORS, Header, floats, integer, items, quiet, text
 
@@ -49,6 +51,10 @@ Stored: TypeAlias = NDArray[Any]
 
 MAX_VOXELS = 1 << 30
 """Of one volume or instance: 4 GiB as float32. A hospital's largest CT has a quarter of it."""
+
+MAX_EXPANSION = 1000
+"""Times that compressed pixels above `_HARMLESS_BYTES` may grow; those of images grow two to a hundred times."""
+_HARMLESS_BYTES = 1 << 26
 
 NATIVE = frozenset(
     {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian}
@@ -175,10 +181,11 @@ def check_decodable(header: Header, layout: PixelLayout) -> None:
     Raises
     ------
     UndecodableError
-        When nothing here decodes the transfer syntax, or uncompressed pixel data are shorter than the image.
+        When nothing here decodes the transfer syntax, or pixel data are shorter than the image can be.
     """
     if header.transfer_syntax_uid not in NATIVE:
         usable_plugins(header.transfer_syntax_uid)
+        _check_expansion(header, layout.frame_bytes * layout.n_frames)
     elif header.pixels is not None and header.pixels.value_offset is not None:
         on_disk = header.path.stat().st_size - header.pixels.value_offset
         _check_length(layout, min(on_disk, header.pixels.length))
@@ -190,6 +197,16 @@ def _check_length(layout: PixelLayout, n_bytes: int) -> None:
         raise UndecodableError(
             f"pixel data is shorter than Rows x Columns x Frames: {max(n_bytes, 0)} of {needed} bytes; the file is "
             "truncated"
+        )
+
+
+def _check_expansion(header: Header, n_bytes: int) -> None:
+    """Refuse a few compressed bytes that claim to be gigabytes: decoders make room for them first."""
+    on_disk = header.path.stat().st_size
+    if n_bytes > max(_HARMLESS_BYTES, on_disk * MAX_EXPANSION):
+        raise UndecodableError(
+            f"compressed pixel data of {on_disk} bytes cannot be {n_bytes} bytes of image; the file is truncated or "
+            "its Rows, Columns or Number of Frames are wrong"
         )
 
 
@@ -260,10 +277,24 @@ def _decoded_frames(header: Header, layout: PixelLayout, indices: Iterable[int])
             dataset = dcmread(header.path)
             if native:
                 _check_length(layout, len(dataset.PixelData))
+            else:
+                _check_codestreams(dataset, layout)
         except PARSE_ERRORS as error:
             raise UndecodableError(f"the pixel data cannot be read ({type(error).__name__})") from error
         for index in indices:
             yield _decode(header, layout, dataset, index, plugins)
+
+
+def _check_codestreams(dataset: Dataset, layout: PixelLayout) -> None:
+    """Refuse frames that announce another size than the header does."""
+    frames = generate_frames(dataset.PixelData, number_of_frames=layout.n_frames)
+    for number, frame in enumerate(frames, 1):
+        rows, columns = announced_size(frame) or (layout.rows, layout.columns)
+        if (rows, columns) != (layout.rows, layout.columns) and rows:  # 0 rows: told at the end (DNL)
+            raise UndecodableError(
+                f"frame {number} is {rows} x {columns} in its codestream and {layout.rows} x {layout.columns} in the "
+                "header"
+            )
 
 
 def _decode(header: Header, layout: PixelLayout, dataset: Dataset, index: int, plugins: tuple[str, ...]) -> Stored:
@@ -300,6 +331,8 @@ def stored_array(header: Header) -> Stored:
             f"{n_frames} frames of {sizes[0]} x {sizes[1]} are more than the {MAX_VOXELS} that are read"
         )
     plugin = "" if header.transfer_syntax_uid in NATIVE else usable_plugins(header.transfer_syntax_uid)[0]
+    if plugin:
+        _check_expansion(header, sizes[0] * sizes[1] * n_frames)
     with quiet():
         try:
             decoder = get_decoder(UID(header.transfer_syntax_uid))
