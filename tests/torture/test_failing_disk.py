@@ -47,6 +47,7 @@ def test_an_error_of_the_disk_loses_nothing(tmp_path: Path, names: tuple[str, ..
         assert_nothing_lost(receiver, [*scanners, after])
 
 
+@pytest.mark.long
 def test_a_shelf_that_was_not_brought_to_the_disk_keeps_its_journal(tmp_path: Path) -> None:
     """EIO of one syncfs: the next would report success for lost bytes, so the records stay for the next start."""
     with Receiver(tmp_path, journal_mb=32) as receiver, Scanner(receiver.port) as scanner:

@@ -95,6 +95,7 @@ def test_a_reader_never_sees_another_version(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.long
 def test_with_reject_the_first_of_four_contents_stays(tmp_path: Path) -> None:
     """Four scanners at once, each with other content under the same UIDs: one is taken, three hear 0x0111."""
     with Receiver(tmp_path, on_conflict="reject") as receiver, ExitStack() as stack:
