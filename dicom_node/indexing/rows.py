@@ -24,6 +24,8 @@ class Indexing:
         self._store = store
         self._studies = studies
         self._log = log
+        self._is_postponed = False
+        """The last batch could not be written; that was said."""
 
     def index(self, facts: Sequence[Fact], active: Mapping[str, datetime]) -> int:
         """Deal with facts in order and return how many are dealt with: fewer when the disk or database refuses.
@@ -41,7 +43,11 @@ class Indexing:
                     self._index_associations(members)
                 done += len(members)
         except (StorageError, RecordsError) as error:
-            self._log.error("index.postponed", reason=str(error), count=len(facts) - done)
+            if not self._is_postponed:
+                self._log.error("index.postponed", reason=str(error), count=len(facts) - done)
+            self._is_postponed = True
+        else:
+            self._is_postponed = False
         return done
 
     def _index_arrivals(self, arrivals: Sequence[Arrival]) -> None:
