@@ -45,6 +45,8 @@ _SHORT_VRS: Final = frozenset(
 )
 _DEEPEST: Final = 64
 """Sequences nested deeper than this are no medical image, and would break recursive readers."""
+_MOST_ELEMENTS: Final = 1 << 18
+"""Walked before the instance's UIDs are found, a quarter of a second: references to 50,000 images have fewer."""
 LARGEST_INFLATED_BYTES: Final = 1 << 30
 """A deflated data set that grows beyond this is refused; readers inflate it in memory."""
 LARGEST_INFLATION: Final = 100
@@ -150,6 +152,7 @@ class _Walk:
         self._implicit_head = struct.Struct(f"{order}HHI")
         self._explicit_head = struct.Struct(f"{order}HH2sH")
         self._long = struct.Struct(f"{order}I")
+        self._left = _MOST_ELEMENTS
 
     def uids(self, tags: tuple[int, ...]) -> dict[int, str]:
         """Return the text of these elements, as far as the top level has them, by tag; `tags` ascend."""
@@ -173,6 +176,9 @@ class _Walk:
 
     def _element(self, position: int, implicit: bool) -> tuple[int, int, int, bool]:
         """Return tag, length, start of the value, and whether a nested value is in implicit VR."""
+        self._left -= 1
+        if self._left < 0:
+            raise UndecodableError("the data set has too many elements before its UIDs")
         if implicit:
             group, number, length = self._implicit_head.unpack_from(self._data, position)
             return group << 16 | number, length, position + 8, True

@@ -5,7 +5,8 @@ further downstream. Nothing here reads pixels, decides what is done with a study
 
 Statuses of C-STORE (PS3.4 Table B.2-1, PS3.7 Annex C): 0xA700 the disk refuses; 0xA900 the data set is another instance
 than the request says, or lacks a UID; 0xC000 no data set in its transfer syntax; 0x0111 the policy keeps another
-version; 0x0117 a UID that is none; 0x0124 the peer may not store; 0x0110 a defect of ours.
+version; 0x0117 a UID that is none; 0x0122 a context for verification; 0x0124 the peer may not store; 0x0110 a defect of
+ours.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dicom_node.clock import Clock
 from dicom_node.config.schema import Peer, ReceiveSettings
 from dicom_node.dimse import status
 from dicom_node.dimse.command import Command
-from dicom_node.dimse.contexts import APPLICATION_CONTEXT
+from dicom_node.dimse.contexts import APPLICATION_CONTEXT, VERIFICATION
 from dicom_node.dimse.identify import identify
 from dicom_node.errors import RefusedInputError, StorageError, UndecodableError
 from dicom_node.logs import Log
@@ -153,7 +154,11 @@ class Listener:
             leaving.end()
         with self._changed:
             self._connections.add(connection)
-        threading.Thread(target=connection.run, name=f"association@{address}", daemon=True).start()
+        try:
+            threading.Thread(target=connection.run, name=f"association@{address}", daemon=True).start()
+        except RuntimeError:  # no thread to be had
+            self.ended(connection, "lost", "no thread could be started")
+            raise
 
     # What connections ask: implements connection.Host
 
@@ -194,6 +199,8 @@ class Listener:
         opened = self._admitted(connection)
         if not may(opened.peer, "store"):
             raise RefusalError(status.NOT_AUTHORIZED, "this peer may not store")
+        if context.abstract_syntax == VERIFICATION:
+            raise RefusalError(status.SOP_CLASS_NOT_SUPPORTED, "nothing is stored under a context for verification")
         if request.sop_class_uid != context.abstract_syntax:
             raise RefusalError(status.DATA_SET_DOES_NOT_MATCH, "the SOP class is not that of the presentation context")
         meta = InstanceMeta(
