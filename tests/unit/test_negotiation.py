@@ -34,6 +34,7 @@ from pynetdicom.presentation import PresentationContext, build_context, negotiat
 
 from dicom_node import ids
 from dicom_node.dimse.contexts import (
+    APPLICATION_CONTEXT,
     LOSSLESS,
     LOSSY,
     STORAGE_CLASSES,
