@@ -184,6 +184,8 @@ class Connection:
     def end(self) -> None:
         """Make the connection end soon, from another thread: with an abort if it was associated."""
         self._is_ending = True
+        if self.is_encrypted and self._ends_at is None:
+            return  # its reader looks soon; OpenSSL answers the end of its input with an alert, and no abort after it
         try:
             socket.socket.shutdown(self._socket, socket.SHUT_RD)  # TLS's own would pull the ground from its reader
         except OSError:
@@ -360,7 +362,7 @@ class Connection:
             self._socket.settimeout(CLOSE_TIMEOUT_S)
             closes_at = self._clock.monotonic() + CLOSE_TIMEOUT_S
             scrap = bytearray(_REQUEST_BUFFER_BYTES)
-            while self._socket.recv_into(scrap) and self._clock.monotonic() < closes_at and not self._is_ending:
+            while not self._is_ending and self._socket.recv_into(scrap) and self._clock.monotonic() < closes_at:
                 continue
         except (OSError, ssl.SSLError):
             return
