@@ -165,7 +165,7 @@ class Node:
         return build[role]()
 
     def _receiver(self) -> roles.Role:
-        from dicom_node.indexing import Indexer, Reception, RejectOtherContent
+        from dicom_node.indexing import CALM_S, Indexer, Reception, RejectOtherContent
         from dicom_node.receive import Listener
 
         log = Log("receiver")
@@ -195,7 +195,7 @@ class Node:
             indexer.stop()
             self.store.stop()
 
-        loops = [roles.Loop(name="index", step=reception.step, idle_s=STEP_S)]
+        loops = [roles.Loop(name="index", step=reception.step_when_calm, idle_s=CALM_S / 4)]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
 
     def _tls_wrap(self) -> Wrap | None:

@@ -159,6 +159,8 @@ class _Walk:
         found: dict[int, str] = {}
         position, end, last = 0, len(self._data), tags[-1]
         while position < end:
+            if not self._implicit:
+                position = self._after_short_elements(position, tags)
             tag, length, value, implicit = self._element(position, self._implicit)
             if tag > last:
                 break
@@ -173,6 +175,23 @@ class _Walk:
                 if tag == last:
                     break
         return found
+
+    def _after_short_elements(self, position: int, tags: tuple[int, ...]) -> int:
+        """Return where the first element begins that is one of `tags`, beyond them, or has no short form.
+
+        A call for each of the others would cost more than all the rest that is done for a small object.
+        """
+        data, last_head, unpack, last = self._data, len(self._data) - 8, self._explicit_head.unpack_from, tags[-1]
+        n_passed = 0
+        while position <= last_head and n_passed < self._left:
+            group, number, vr, length = unpack(data, position)
+            tag = group << 16 | number
+            if vr not in _SHORT_VRS or tag in tags or tag > last:
+                break
+            position += 8 + length
+            n_passed += 1
+        self._left -= n_passed
+        return position
 
     def _element(self, position: int, implicit: bool) -> tuple[int, int, int, bool]:
         """Return tag, length, start of the value, and whether a nested value is in implicit VR."""

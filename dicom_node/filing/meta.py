@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from dicom_node.errors import UndecodableError
@@ -44,17 +45,23 @@ def encoded(meta: InstanceMeta) -> bytes:
     group = b"".join(
         (
             struct.pack("<HH2sHI", 2, 0x0001, b"OB", 0, 2) + b"\x00\x01",
-            _element(MEDIA_STORAGE_SOP_CLASS_UID, b"UI", meta.sop_class_uid),
+            _repeated(MEDIA_STORAGE_SOP_CLASS_UID, b"UI", meta.sop_class_uid),
             _element(MEDIA_STORAGE_SOP_INSTANCE_UID, b"UI", meta.sop_instance_uid),
-            _element(TRANSFER_SYNTAX_UID, b"UI", meta.transfer_syntax_uid),
-            _element(_IMPLEMENTATION_CLASS_UID, b"UI", IMPLEMENTATION_CLASS_UID),
-            _element(_IMPLEMENTATION_VERSION_NAME, b"SH", IMPLEMENTATION_VERSION_NAME),
-            _element(_SOURCE_AE_TITLE, b"AE", meta.calling_ae),
-            _element(SENDING_AE_TITLE, b"AE", meta.calling_ae),
-            _element(RECEIVING_AE_TITLE, b"AE", meta.called_ae),
+            _repeated(TRANSFER_SYNTAX_UID, b"UI", meta.transfer_syntax_uid),
+            _repeated(_IMPLEMENTATION_CLASS_UID, b"UI", IMPLEMENTATION_CLASS_UID),
+            _repeated(_IMPLEMENTATION_VERSION_NAME, b"SH", IMPLEMENTATION_VERSION_NAME),
+            _repeated(_SOURCE_AE_TITLE, b"AE", meta.calling_ae),
+            _repeated(SENDING_AE_TITLE, b"AE", meta.calling_ae),
+            _repeated(RECEIVING_AE_TITLE, b"AE", meta.called_ae),
         )
     )
     return PREAMBLE + struct.pack("<HH2sHI", 2, 0, b"UL", 4, len(group)) + group
+
+
+@lru_cache(maxsize=256)
+def _repeated(number: int, vr: bytes, text: str) -> bytes:
+    """Return an element that most instances of a sender have in common."""
+    return _element(number, vr, text)
 
 
 def _element(number: int, vr: bytes, text: str) -> bytes:

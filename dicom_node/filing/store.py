@@ -12,7 +12,6 @@ nothing but parts and what was shelved.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -306,11 +305,13 @@ class InstanceStore:
 def _label(meta: InstanceMeta, received_at: datetime) -> bytes:
     """Return what a record of the journal says about its content."""
     words = (meta.sop_class_uid, meta.sop_instance_uid, meta.transfer_syntax_uid, meta.calling_ae, meta.called_ae)
-    return json.dumps((*words, received_at.timestamp())).encode("ascii")
+    return "\n".join((*words, repr(received_at.timestamp()))).encode("ascii")
 
 
 def _labelled(label: bytes) -> tuple[InstanceMeta, datetime]:
-    sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae, called_ae, received_at = json.loads(label)
+    sop_class_uid, sop_instance_uid, transfer_syntax_uid, calling_ae, called_ae, received_at = label.decode(
+        "ascii"
+    ).split("\n")
     meta = InstanceMeta(
         sop_class_uid=sop_class_uid,
         sop_instance_uid=sop_instance_uid,
@@ -319,7 +320,7 @@ def _labelled(label: bytes) -> tuple[InstanceMeta, datetime]:
         called_ae=called_ae,
         association=None,
     )
-    return meta, datetime.fromtimestamp(received_at, UTC)
+    return meta, datetime.fromtimestamp(float(received_at), UTC)
 
 
 def _arrival(record: Record, meta: InstanceMeta, received_at: datetime) -> Arrival:

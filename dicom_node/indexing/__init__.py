@@ -8,9 +8,11 @@ readers, which the listener does without.
 
 from dicom_node.indexing.facts import Closed, Fact, Opened, Recovered
 from dicom_node.indexing.process import Index, Indexer
-from dicom_node.indexing.reception import Reception, RejectOtherContent
+from dicom_node.indexing.reception import CALM_S, PATIENCE_S, Reception, RejectOtherContent
 
 __all__ = [
+    "CALM_S",
+    "PATIENCE_S",
     "Closed",
     "Fact",
     "Index",

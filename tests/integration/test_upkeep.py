@@ -12,7 +12,7 @@ from dicom_node.config import load_config
 from dicom_node.errors import RecordsError
 from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity
-from dicom_node.indexing import Reception
+from dicom_node.indexing import CALM_S, PATIENCE_S, Reception
 from dicom_node.indexing.rows import Indexing
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
@@ -116,6 +116,21 @@ def test_rows_are_written_before_the_association_ends(site: Site, monkeypatch: p
     monkeypatch.setattr(site.records.studies, "index", fail)
     site.recover()
     assert 1 == len(site.records.studies.open_studies()[0].associations)
+
+
+def test_rows_wait_until_the_port_is_calm(site: Site) -> None:
+    """A burst has the disk for itself; after a pause, or when it lasts, rows are written and go on until all are."""
+    reception = site.reception()
+    reception.filed("a1", site.file(3))
+    assert not reception.step_when_calm()
+    site.records.clock.advance(CALM_S)
+    assert reception.step_when_calm()
+    written = []
+    for number in range(4, 16):  # a burst that lasts
+        reception.filed("a1", site.file(number))
+        written.append(reception.step_when_calm())
+        site.records.clock.advance(PATIENCE_S / 10)
+    assert [False] * 10 + [True] + [False] == written
 
 
 def test_a_dead_receivers_study_waits_until_its_files_have_rows(site: Site) -> None:
