@@ -58,9 +58,19 @@ class RunningNode(Program):
         Further tables of config.toml: routes, destinations.
     records
         A database to begin with; it is moved into the node's folder.
+    journal
+        Where the journal lies between runs: a node allocates it at its first start, and is measured at a later one.
     """
 
-    def __init__(self, folder: Path, *, role: str = "receiver", more: str = "", records: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        role: str = "receiver",
+        more: str = "",
+        records: Path | None = None,
+        journal: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True)
         port = free_port()
         self.folder = folder
@@ -71,8 +81,19 @@ class RunningNode(Program):
         if records is not None:
             self.data.mkdir()
             records.rename(self.data / "records.sqlite")
+        self._journal = journal
+        self._journal_in_use = self.data / "received" / "journal"
+        if journal is not None and journal.exists():
+            self._journal_in_use.parent.mkdir(parents=True)
+            journal.rename(self._journal_in_use)
         command = [*CLI, "serve", "--role", role, "--config", str(self.config_file)]
         super().__init__(command, log=folder / "node.log", port=port)
+
+    def __exit__(self, *arguments: object) -> None:
+        """End the node, and put its journal back."""
+        super().__exit__(*arguments)
+        if self._journal is not None and self._journal_in_use.exists():
+            self._journal_in_use.rename(self._journal)
 
     def ask(self, *arguments: str) -> Any:
         """Return what a command of the node answers with `--json`."""

@@ -142,7 +142,7 @@ RECEIVERS: Mapping[str, str] = MappingProxyType(
 """Name -> what it is, in the order of the first round."""
 
 
-def start_receiver(name: str, folder: Path, *, preload: Path) -> AbstractContextManager[Receiver]:
+def start_receiver(name: str, folder: Path, *, preload: Path, journal: Path) -> AbstractContextManager[Receiver]:
     """Return a receiver that is about to run in a new folder.
 
     Raises
@@ -152,7 +152,7 @@ def start_receiver(name: str, folder: Path, *, preload: Path) -> AbstractContext
     """
     match name:
         case "ours":
-            return Ours(folder)
+            return Ours(folder, journal=journal)
         case "dcmtk":
             return _dcmtk(folder, preload)
         case "orthanc":

@@ -11,6 +11,7 @@ ones under "Must show" of the receiver's issue. dcmtk's durability is that of fs
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import socket
 import sys
@@ -115,8 +116,10 @@ class Bench:
             When a sender fails, or the receiver does not hold exactly what was sent.
         """
         corpus, warm = self.corpus(case.kind), self.corpus(case.kind, warm=True)
-        with start_receiver(receiver, self.folder(receiver), preload=self._preload) as running:
+        journal = self.scratch / "journal"
+        with start_receiver(receiver, self.folder(receiver), preload=self._preload, journal=journal) as running:
             send(warm, running, associations=case.associations, folder=self.scratch)
+            os.sync()  # what earlier runs left in memory is nobody's burden now
             seconds = send(corpus, running, associations=case.associations, folder=self.scratch, has_nagle=has_nagle)
             stored = running.stored(len(corpus.files) + len(warm.files))
             if not stored.is_all_of(corpus, warm):
