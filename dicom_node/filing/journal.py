@@ -17,7 +17,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -52,6 +52,12 @@ class _Segment:
     """Nothing more is written to it in this life."""
 
 
+def _held_lock() -> threading.Lock:
+    lock = threading.Lock()
+    lock.acquire()
+    return lock
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class _Ticket:
     """What one thread wants to have written, and what became of it."""
@@ -61,6 +67,8 @@ class _Ticket:
     content_bytes: int
     checksum: int
     outcome: Record | StorageError | None = None
+    turn: threading.Lock = field(default_factory=_held_lock)
+    """Released when it was written, or when its own thread is to write."""
 
     @property
     def size(self) -> int:
@@ -83,6 +91,8 @@ class Journal:
         self._segment_bytes = min(SEGMENT_BYTES, capacity_bytes // 2 // BLOCK * BLOCK)
         self._capacity_bytes = capacity_bytes
         self._note = boot_id.replace("-", "").encode("ascii").ljust(NOTE_BYTES, b"-")[:NOTE_BYTES]
+        self._turns = threading.Lock()
+        """Guards the queue and whose turn it is to write; the keeper is not woken by it."""
         self._changed = threading.Condition()
         self._queue: list[_Ticket] = []
         self._is_writing = False
@@ -167,24 +177,33 @@ class Journal:
             size += len(part)
             checksum = zlib.crc32(part, checksum)
         ticket = _Ticket(label=label, content=tuple(content), content_bytes=size, checksum=checksum)
-        group: list[_Ticket] = []
-        with self._changed:
+        with self._turns:
             self._queue.append(ticket)
-            while self._is_writing and ticket.outcome is None:
-                self._changed.wait()
-            if ticket.outcome is None:
-                self._is_writing = True
-                group, self._queue = self._queue, []
-        if group:
-            try:
-                self._write(group)
-            finally:
-                with self._changed:
-                    self._is_writing = False
-                    self._changed.notify_all()
+            must_wait, self._is_writing = self._is_writing, True
+        if must_wait:
+            ticket.turn.acquire()
+        if ticket.outcome is None:
+            self._write_queue()
+        assert ticket.outcome is not None
         if isinstance(ticket.outcome, Record):
             return ticket.outcome
-        raise ticket.outcome or StorageError("the journal was not written")
+        raise ticket.outcome
+
+    def _write_queue(self) -> None:
+        """Write all tickets that wait; then give the turn to the first of those that came meanwhile."""
+        with self._turns:
+            group, self._queue = self._queue, []
+        try:
+            self._write(group)
+        finally:
+            with self._turns:
+                following = self._queue[0] if self._queue else None
+                self._is_writing = following is not None
+            if following is not None:
+                following.turn.release()
+            for ticket in group:
+                ticket.outcome = ticket.outcome or StorageError("the journal was not written")
+                ticket.turn.release()
 
     def release(self, record: Record) -> None:
         """Note that a record was shelved and has its row: a restart does not give it back. Once for each record."""

@@ -43,6 +43,8 @@ INSTANCES_FOLDER: Final = "instances"
 INCOMING_FOLDER: Final = "incoming"
 JOURNAL_FOLDER: Final = "journal"
 _BLOCK: Final = 1 << 20
+_FREE_S: Final = 0.1
+"""How long an answer about free space is believed: the reserve is far more than comes in that time."""
 
 
 class InstanceStore:
@@ -68,6 +70,8 @@ class InstanceStore:
         self._reserve_bytes = reserve_bytes
         self._owner = this_process()
         self._journal = Journal(self._root / JOURNAL_FOLDER, capacity_bytes=journal_bytes, boot_id=self._owner.boot_id)
+        self._free_bytes = 0
+        self._free_until: float | None = None
         self.buffers = Buffers()
         self._log = Log("filing")
         for folder in (self._instances, self._incoming):
@@ -294,11 +298,14 @@ class InstanceStore:
                     self._log.warning("unreadable_instance", file=name, error=type(error).__name__)
 
     def _keep_reserve(self) -> None:
-        try:
-            space = os.statvfs(self._incoming)
-        except OSError as error:
-            raise storage_error("asking for free space", error) from error
-        if space.f_bavail * space.f_frsize < self._reserve_bytes:
+        now = self._clock.monotonic()
+        if self._free_until is None or now >= self._free_until:
+            try:
+                space = os.statvfs(self._incoming)
+            except OSError as error:
+                raise storage_error("asking for free space", error) from error
+            self._free_bytes, self._free_until = space.f_bavail * space.f_frsize, now + _FREE_S
+        if self._free_bytes < self._reserve_bytes:
             raise StorageError("free disk space is below the reserve")
 
 
