@@ -156,9 +156,9 @@ def read_pdu(connection: socket.socket) -> tuple[int, bytes] | None:
 
 
 def read_all(connection: socket.socket) -> list[int]:
-    """Return the types of all PDUs until the peer closes."""
-    kinds = []
-    while (read := read_pdu(connection)) is not None:
+    """Return the types of all PDUs up to one after which it is ours to close (PS3.8 9.2), or until the peer does."""
+    kinds: list[int] = []
+    while not set(kinds) & {ASSOCIATE_RJ, RELEASE_RP, ABORT} and (read := read_pdu(connection)) is not None:
         kinds.append(read[0])
     return kinds
 
