@@ -65,6 +65,9 @@ CONFIG = (
 ae_titles = ["{node_ae}"]
 data_dir = "node"
 
+[storage]
+journal_mb = 32
+
 [receive]
 port = {node_port}
 

@@ -44,7 +44,7 @@ INCOMING_FOLDER: Final = "incoming"
 JOURNAL_FOLDER: Final = "journal"
 _BLOCK: Final = 1 << 20
 _FREE_S: Final = 0.1
-"""How long an answer about free space is believed: the reserve is far more than comes in that time."""
+"""How long is believed that there is space: the reserve is far more than comes in that time."""
 
 
 class InstanceStore:
@@ -299,7 +299,7 @@ class InstanceStore:
 
     def _keep_reserve(self) -> None:
         now = self._clock.monotonic()
-        if self._free_until is None or now >= self._free_until:
+        if self._free_until is None or now >= self._free_until or self._free_bytes < self._reserve_bytes:
             try:
                 space = os.statvfs(self._incoming)
             except OSError as error:

@@ -355,10 +355,9 @@ class Connection:
         raise _Over("lost", reason)
 
     def _say_goodbye(self, last: bytes) -> None:
-        """Send the last PDU and wait a while for the peer to close: closing first could cost it what we sent."""
+        """Send the last PDU and wait for the peer to close (Sta13): closing first could cost it what we sent."""
         try:
             self._socket.sendall(last)
-            self._socket.shutdown(socket.SHUT_WR)
             self._socket.settimeout(CLOSE_TIMEOUT_S)
             closes_at = self._clock.monotonic() + CLOSE_TIMEOUT_S
             scrap = bytearray(_REQUEST_BUFFER_BYTES)

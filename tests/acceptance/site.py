@@ -32,6 +32,9 @@ CONFIG = """
 ae_titles = ["DICOM_NODE"]
 data_dir = "var"
 
+[storage]
+journal_mb = 32
+
 [receive]
 port = {port}
 

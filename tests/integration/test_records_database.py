@@ -11,10 +11,10 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import insert, select, text, update
-from sqlalchemy.exc import DatabaseError, IntegrityError, StatementError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from dicom_node.clock import ManualClock
-from dicom_node.errors import SchemaError
+from dicom_node.errors import RecordsError, SchemaError
 from dicom_node.records import Database, open_database
 from dicom_node.records.schema import association_study, instance, metadata, study
 
@@ -206,7 +206,7 @@ def test_reader_is_not_held_up_by_a_writer(database: Database) -> None:
 
 def test_reader_cannot_write(database: Database) -> None:
     """A read transaction that tries to write is refused, it would escape the queue of the writers."""
-    with pytest.raises(DatabaseError, match="readonly"), database.read() as connection:
+    with pytest.raises(RecordsError, match="readonly"), database.read() as connection:
         connection.execute(insert(study).values(_study("1.2", datetime(2026, 1, 1, tzinfo=UTC))))
     with database.begin() as connection:
         connection.execute(insert(study).values(_study("1.2", datetime(2026, 1, 1, tzinfo=UTC))))

@@ -65,7 +65,7 @@ from tests.torture.hostile import (
     surprises,
 )
 
-LITTLE = 16 << 20
+LITTLE = 64 << 20
 """Bytes of resident memory that an attack may cost for a while: buffers of the connections that are open."""
 
 
