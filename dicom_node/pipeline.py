@@ -216,7 +216,7 @@ def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
     """Return the rows of a study as completeness reads them.
 
     Quiet times begin no earlier than `since`: after a restart nobody knows what was under way, so all count afresh.
-    The association of a dead receiver is open until the next receiver has indexed what it filed (`upkeep.reconcile`),
+    The association of a dead receiver is open until the next receiver has indexed what it filed (`indexing`),
     or until it has been idle too long: before, files without rows may belong to the study.
     """
     return routing.StudyEvidence(

@@ -5,7 +5,8 @@ A file of its own costs three commits of the file system's metadata before it is
 0.5 ms, and concurrent associations share it. The journal is no store: every record is shelved as a file within seconds
 and its segment used anew. After a crash or a power cut `unreleased` gives back what was not shelved.
 
-A failed fdatasync is never tried again: who waited for it hears of the error, and the segment takes nothing more.
+A failed fdatasync is never tried again: who waited for it hears of the error, and the segment takes nothing more in
+this life.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dicom_node.filing.durable import Bytes, fsync_folder, make_folders, storage
 from dicom_node.filing.segment import BLOCK, HEAD_BYTES, NOTE_BYTES, SUFFIX, Record
 
 SEGMENT_BYTES: Final = 16 << 20
-"""Thirty CT slices; small enough that allocating the next one ahead never takes long."""
+"""Thirty CT slices; small enough that one is soon free again."""
 _TIDY_S: Final = 1.0
 _LARGEST_SHARE: Final = 256
 """Records in one write: four buffers each fit into one pwritev."""

@@ -54,8 +54,10 @@ class Studies:
     # Associations
 
     def open_association(self, opened: Association, process: ProcessIdentity) -> None:
-        """Write that `process` accepted an association."""
+        """Write that `process` accepted an association; again is harmless."""
         with self._database.begin() as connection:
+            if connection.execute(select(association.c.id).where(association.c.id == opened.id)).first() is not None:
+                return
             connection.execute(
                 insert(association).values(
                     id=opened.id,

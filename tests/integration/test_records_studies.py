@@ -275,6 +275,13 @@ def test_live_association_is_evidence_until_released(records: Records) -> None:
     assert {()} == {one.associations for one in records.studies.open_studies()}
 
 
+def test_an_association_that_is_told_twice_is_written_once(records: Records) -> None:
+    """Indexing is handed a fact again when it ended between the commit and its answer."""
+    records.studies.open_association(association(), OWNER)
+    records.studies.open_association(association(), OWNER)
+    assert 1 == records.database.counters()["association"]
+
+
 def test_repeat_still_shows_that_the_association_moves(records: Records) -> None:
     """A study that is sent again with a few new images is not complete between them."""
     records.studies.open_association(association(), OWNER)
