@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -278,8 +278,8 @@ class InstanceStore:
         others = here.glob(f"{uid_hash(sop_instance_uid)}-*")
         return any(digest_in(path.name) not in (None, digest) for path in others)
 
-    def sweep(self, known: Collection[Path] = frozenset()) -> Iterator[FiledInstance]:
-        """Give every version on the shelf but those at `known` paths, lazily and folder by folder.
+    def sweep(self) -> Iterator[FiledInstance]:
+        """Give every version on the shelf, lazily and folder by folder.
 
         For a database that was lost or restored; an ordinary start does without. What cannot be read back is logged and
         left where it is.
@@ -288,7 +288,7 @@ class InstanceStore:
             folders.sort()
             for name in sorted(names):
                 digest, path = digest_in(name), Path(folder, name)
-                if digest is None or path in known:
+                if digest is None:
                     continue
                 try:
                     yield _read_back(path, digest)

@@ -285,12 +285,6 @@ def test_the_sweep_survives_damage(store: InstanceStore, tmp_path: Path) -> None
     assert ["1.2.3.1"] == [one.sop_instance_uid for one in store.sweep()]
 
 
-def test_the_sweep_does_not_open_what_is_known(store: InstanceStore) -> None:
-    """Damage in a version that has its row is not even noticed."""
-    known, unknown = file_in(store, uid="1.2.3.1"), file_in(store, uid="1.2.3.2")
-    assert [unknown.path] == [one.path for one in store.sweep({known.path})]
-
-
 def test_another_version_is_told_from_the_same(store: InstanceStore) -> None:
     """Content tells versions apart; another instance is none."""
     filed = file_in(store, uid="1.2.3.1")
