@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from dicom_node import ids, processes, roles
 from dicom_node.clock import SystemClock
 from dicom_node.config import Config, data_dir, find_config, load_config
+from dicom_node.config.live import Live, Rules
 from dicom_node.errors import UsageError
 from dicom_node.logs import Log, start_logging
 
@@ -55,6 +56,7 @@ class Node:
     def __init__(self, config_file: Path) -> None:
         self.config_file = config_file
         self.config: Config = load_config(config_file)
+        self.rules = Live(Rules.of(self.config))
         self.data_dir = data_dir(self.config, config_file)
         self.clock = SystemClock()
 
@@ -214,7 +216,7 @@ class Node:
         count = self.config.worker.slots
         slots = Slots(count, clock=self.clock)
         decision = Decision(
-            self.studies, self.decisions, config=self.config, registry=self.registry, clock=self.clock, log=log
+            self.studies, self.decisions, rules=self.rules, registry=self.registry, clock=self.clock, log=log
         )
         work = Work(
             self.jobs,

@@ -22,7 +22,8 @@ from typing import Final
 
 from dicom_node import __version__, routing
 from dicom_node.clock import Clock
-from dicom_node.config import Config, config_digest
+from dicom_node.config import Config
+from dicom_node.config.live import Live, Rules
 from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
 from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
 from dicom_node.errors import (
@@ -37,6 +38,8 @@ from dicom_node.lifecycle import DeliveryEvent
 from dicom_node.logs import Log
 from dicom_node.reading import read_headers
 from dicom_node.records import (
+    FORWARD,
+    FORWARDED_KIND,
     ClaimedDelivery,
     ClaimedJob,
     Decisions,
@@ -70,16 +73,16 @@ class Decision:
         studies: Studies,
         decisions: Decisions,
         *,
-        config: Config,
+        rules: Live[Rules],
         registry: PluginRegistry,
         clock: Clock,
         log: Log,
     ) -> None:
         self._studies = studies
         self._decisions = decisions
-        self._config = config
-        self._config_digest = config_digest(config)
-        self._kinds = {one.name: tuple(one.profile.results) for one in config.destination}
+        self._live = rules
+        self._rules = rules.current
+        """Those of the present step: one study is judged by one set of rules."""
         self._plugins = {plugin.id: plugin for plugin in registry}
         self._judged: frozenset[tuple[str, str, str, int]] = frozenset()
         """(route, study, series, revision) that spoke while a slower route has not yet; lost with the process, which
@@ -90,14 +93,17 @@ class Decision:
 
     def step(self) -> bool:
         """Ask about every study that has undecided content; return whether something was decided."""
+        if self._rules is not self._live.current:
+            self._rules = self._live.current
+            self._judged = frozenset()  # every route speaks again: another rule may bear the same name
         decided = [self._ask(evidence) for evidence in self._studies.open_studies()]
         return any(decided)
 
     def _ask(self, study: StudyEvidence) -> bool:
         arrival = _arrival(study, self._since)
-        by_series = [route for route in self._config.route if route.start == "series"]
+        by_series = [route for route in self._rules.config.route if route.start == "series"]
         asked = [self._ask_about_series(study, arrival, route, by_series) for route in by_series]
-        whole = [route for route in self._config.route if route.start == "study"]
+        whole = [route for route in self._rules.config.route if route.start == "study"]
         quiet = [route.complete for route in whole or by_series] or [Complete()]
         if all(self._is_complete(arrival, one, None) for one in quiet):
             return self._decide_study(study, whole)
@@ -140,7 +146,7 @@ class Decision:
 
     def _decide_study(self, study: StudyEvidence, routes: Sequence[Route]) -> bool:
         answers = self._apply(study.study_instance_uid, routes, None) if routes else ()
-        spoken = [] if self._config.route else [NO_ROUTE]
+        spoken = [] if self._rules.config.route else [NO_ROUTE]
         return self._write(study.study_instance_uid, None, study.revision, answers, spoken)
 
     def _apply(
@@ -148,7 +154,9 @@ class Decision:
     ) -> tuple[routing.RouteDecision, ...]:
         requirements = {name: plugin.manifest.input_series[0] for name, plugin in self._plugins.items()}
         view = self._studies.view(study_uid)
-        return routing.apply_routes(view, routes, requirements, self._clock.now(), complete)
+        return routing.apply_routes(
+            view, routes, requirements, self._clock.now(), complete, origins(self._rules.config)
+        )
 
     def _write(
         self,
@@ -167,31 +175,64 @@ class Decision:
             revision,
             [
                 *spoken,
-                *(
-                    NewDecision(
-                        route=answer.route,
-                        outcome=answer.outcome.value,
-                        reason=routing.reason(answer),
-                        job=self._job(answer) if answer.outcome is routing.Outcome.MATCHED else None,
-                    )
-                    for answer in answers
-                ),
+                *(self._spoken(answer) for answer in answers),
             ],
-            config_digest=self._config_digest,
+            config_digest=self._rules.digest,
             is_final=is_final,
         )
         for job_id, is_new in decided.jobs:
             self._log.info("job.queued" if is_new else "job.exists", job_id=job_id, study_instance_uid=study_uid)
         return decided.is_current
 
+    def _spoken(self, answer: routing.RouteDecision) -> NewDecision:
+        """Return the decision as the records keep it, with the work that it asks for."""
+        jobs: list[NewJob] = []
+        if answer.outcome is routing.Outcome.MATCHED:
+            jobs = [self._job(answer)] if answer.plugin is not None else self._forwards(answer)
+        return NewDecision(
+            route=answer.route,
+            outcome=answer.outcome.value,
+            reason=routing.reason(answer),
+            job=jobs[0] if jobs else None,
+            more_jobs=tuple(jobs[1:]),
+        )
+
+    def _forwards(self, answer: routing.RouteDecision) -> list[NewJob]:
+        """Return the jobs of a route without plugin: one for all destinations that get the same instances."""
+        route = next(route for route in self._rules.config.route if route.name == answer.route)
+        stored = self._studies.received_files(answer.study_instance_uid)
+        by_content: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for forward in answer.forwards:
+            if forward.instances:
+                by_content.setdefault(forward.instances, []).append(forward.destination)
+        jobs = []
+        for instances, names in by_content.items():
+            wanted = set(instances)
+            files = tuple(one for one in stored if (one.sop_instance_uid, one.digest) in wanted)
+            jobs.append(
+                NewJob(
+                    route=route.name,
+                    plugin=FORWARD,
+                    plugin_version="",
+                    input=JobInput(study_instance_uid=answer.study_instance_uid, roles={FORWARDED_KIND: files}),
+                    input_digest=input_digest(instances),
+                    series_instance_uid=answer.series_instance_uid,
+                    destinations=dict.fromkeys(names, (FORWARDED_KIND,)),
+                    priority=route.priority,
+                )
+            )
+        return jobs
+
     def _job(self, answer: routing.RouteDecision) -> NewJob:
+        assert answer.plugin is not None
         plugin = self._plugins[answer.plugin]
-        route = next(route for route in self._config.route if route.name == answer.route)
+        route = next(route for route in self._rules.config.route if route.name == answer.route)
         assert answer.series_instance_uid is not None
         stored = self._studies.series_images(answer.study_instance_uid, answer.series_instance_uid)
         wanted = set(answer.images)
         images = tuple(image for image in stored if (image.sop_instance_uid, image.digest) in wanted)
         role = plugin.manifest.input_series[0].role
+        kinds = {one.name: tuple(one.profile.results) for one in self._rules.config.destination}
         return NewJob(
             route=route.name,
             plugin=plugin.id,
@@ -200,11 +241,17 @@ class Decision:
             input_digest=input_digest(answer.images),
             series_instance_uid=answer.series_instance_uid,
             parameters={"model_sha256": plugin.model_sha256, "spec_sha256": plugin.manifest.spec_sha256()},
-            destinations={name: self._kinds[name] for name in route.destinations},
+            destinations={name: kinds[name] for name in route.destinations},
             priority=route.priority,
             result_roles=RESULT_ROLES,
-            max_attempts=self._config.worker.max_attempts,
+            max_attempts=self._rules.config.worker.max_attempts,
         )
+
+
+def origins(config: Config) -> dict[str, str]:
+    """Return the AE title of the peer behind each destination: what it sent us is never forwarded to it."""
+    titles = {peer.name: peer.ae_title for peer in config.peer}
+    return {one.name: titles[one.peer] for one in config.destination}
 
 
 def input_digest(images: Iterable[tuple[str, str]]) -> str:

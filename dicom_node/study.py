@@ -117,6 +117,16 @@ class FiledInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedVersion:
+    """One version of an instance that counts and is not ours: what a route without plugin forwards."""
+
+    sop_instance_uid: str
+    digest: str
+    calling_ae: str
+    """Who sent it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SeriesView:
     """A series as rules see it."""
 
@@ -131,6 +141,8 @@ class SeriesView:
     """Median distance between neighbouring positions along the normal; None where there are no positions."""
     image_digests: tuple[tuple[str, str], ...]
     """(SOP Instance UID, digest) of its images, sorted: what a job's input digest is made of."""
+    received: tuple[ReceivedVersion, ...] = ()
+    """All that was received of it, images or not, ordered by SOP Instance UID."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

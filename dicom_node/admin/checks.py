@@ -119,6 +119,9 @@ def _plugins(node: Parts) -> list[dict[str, Any]]:
         if not route.enabled:
             continue
         what = f"route {route.name}"
+        if route.plugin is None:
+            found.append(_entry(what, True, f"forwards to {', '.join(route.destinations)}"))
+            continue
         try:
             defect = node.registry.get(route.plugin).defect()
         except DicomNodeError as error:

@@ -34,7 +34,7 @@ from dicom_node.reading import (
 from dicom_node.records import planes_of, slice_spacing_mm
 from dicom_node.report import ResultIdentity, build_results, encode
 from dicom_node.routing import Outcome, choose_series, judge_series, why_not
-from dicom_node.study import SeriesView, StudyView
+from dicom_node.study import ReceivedVersion, SeriesView, StudyView
 
 
 def inspect(path: Path, plugins: Iterable[Plugin], *, nifti: Path | None = None) -> list[dict[str, Any]]:
@@ -148,6 +148,11 @@ def series_view(files: SeriesFiles) -> SeriesView:
         called_ae="",
         slice_spacing_mm=slice_spacing_mm(planes_of([frame for image in images for frame in image.frames])),
         image_digests=tuple(sorted((image.sop_instance_uid, image.digest) for image in files.images)),
+        received=tuple(
+            ReceivedVersion(sop_instance_uid=one.sop_instance_uid, digest="", calling_ae="")
+            for one in files.descriptions
+            if not one.made_by_us
+        ),
     )
 
 

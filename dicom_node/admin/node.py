@@ -157,12 +157,14 @@ class Admin:
     def explain(self, study: str) -> list[dict[str, Any]]:
         """Return what each route decides about a file, a folder or a stored study, with every condition."""
         from dicom_node import routing
+        from dicom_node.pipeline import origins
 
         now = self._node.clock.now()
+        titles = origins(self._node.config)
         requirements = {plugin.id: plugin.manifest.input_series[0] for plugin in self._node.registry}
         explained = []
         for view in self._views(study):
-            for decision in routing.apply_routes(view, self._node.config.route, requirements, now):
+            for decision in routing.apply_routes(view, self._node.config.route, requirements, now, origins=titles):
                 explained.append({**routing.as_json(decision), "lines": routing.lines([decision])})
         return explained
 

@@ -316,7 +316,8 @@ class Route(Table):
     """[[route]]: which studies go to which plugin, and whither its results."""
 
     name: Name
-    plugin: str
+    plugin: str | None = None
+    """None: the route forwards; what was received is sent to the destinations as it is."""
     destinations: tuple[str, ...] = ()
     """Names of [[destination]]; empty: results stay on the node."""
     enabled: bool = True
@@ -330,6 +331,12 @@ class Route(Table):
     study: Match = Match()
     series: SeriesMatch = SeriesMatch()
     complete: Complete = Complete()
+
+    @model_validator(mode="after")
+    def _leads_somewhere(self) -> Self:
+        if self.plugin is None and not self.destinations:
+            raise ValueError("a route has a `plugin`, or forwards to `destinations`; this one has neither")
+        return self
 
 
 class Config(Table):

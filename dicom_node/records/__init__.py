@@ -8,6 +8,8 @@ from dicom_node.records.database import Database, DatabaseCheck, open_database
 from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
 from dicom_node.records.deliveries import Deliveries
 from dicom_node.records.job_values import (
+    FORWARD,
+    FORWARDED_KIND,
     ClaimedDelivery,
     ClaimedJob,
     DeliveryRow,
@@ -29,6 +31,8 @@ from dicom_node.records.study_values import (
 from dicom_node.records.versions import OnConflict
 
 __all__ = [
+    "FORWARD",
+    "FORWARDED_KIND",
     "ClaimedDelivery",
     "ClaimedJob",
     "Database",

@@ -30,6 +30,8 @@ class NewDecision:
     reason: str
     job: NewJob | None = None
     """The work that it asks for."""
+    more_jobs: tuple[NewJob, ...] = ()
+    """Further work: what is forwarded to one destination may differ from what another gets."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,10 @@ class Decisions:
                     asked = self._jobs.enqueue(one.job, config_digest=config_digest, connection=connection)
                     jobs.append(asked)
                     job_id = asked[0]
+                    jobs += [
+                        self._jobs.enqueue(other, config_digest=config_digest, connection=connection)
+                        for other in one.more_jobs
+                    ]
                 self._record(connection, (study_uid, series_uid or "", one.route, revision), one, config_digest, job_id)
             if is_final:
                 mark_decided(connection, study_uid, series_uid, revision)

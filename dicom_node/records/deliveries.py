@@ -10,14 +10,14 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, func, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, func, literal, or_, select, update
 
 from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
 from dicom_node.records.database import Database
 from dicom_node.records.job_reading import claimed_delivery, delivery_listing, delivery_row
-from dicom_node.records.job_values import ClaimedDelivery, DeliveryRow
-from dicom_node.records.schema import delivery, job, result
+from dicom_node.records.job_values import FORWARDED_KIND, ClaimedDelivery, DeliveryRow
+from dicom_node.records.schema import delivery, instance, job, result
 from dicom_node.records.transitions import advance_delivery, advance_job, close_delivered_job, find_delivery
 
 
@@ -60,8 +60,7 @@ class Deliveries:
             ).first()
             if row is None:
                 return None
-            filed = connection.execute(select(result).where(result.c.id == row.result_id)).one()
-        return claimed_delivery(row, filed)
+            return claimed_delivery(row, connection.execute(_what_is_sent(row)).one())
 
     def heartbeat(self, delivery_id: int, token: int) -> None:
         """Renew the lease.
@@ -181,6 +180,21 @@ class Deliveries:
                 advance_job(connection, job_id, JobEvent.REDELIVER, now)
             close_delivered_job(connection, job_id, now)
         return state
+
+
+def _what_is_sent(row: Row[Any]) -> Select[Any]:
+    """Return the query for the file behind a delivery: a result of ours, or an instance that is forwarded."""
+    if row.result_id is not None:
+        return select(result).where(result.c.id == row.result_id)
+    return (
+        select(instance, literal(FORWARDED_KIND).label("kind"))
+        .join(job, job.c.study_instance_uid == instance.c.study_instance_uid)
+        .where(
+            job.c.id == row.job_id,
+            instance.c.sop_instance_uid == row.instance_sop_uid,
+            instance.c.digest == row.instance_digest,
+        )
+    )
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:

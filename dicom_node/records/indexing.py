@@ -48,7 +48,7 @@ class _Written:
     accepted: tuple[Indexed, ...]
     """New current versions that are not ours, oldest first."""
     changed: frozenset[str]
-    """UIDs of series that gained or lost an image, or began."""
+    """UIDs of series that gained or lost an instance, or began; what a route forwards need not be an image."""
     gained: Mapping[str, _Gain]
     """What each series gained or lost, by UID: the series whose rows are to be brought up to date."""
     kept_back: tuple[KeptBack, ...]
@@ -197,7 +197,7 @@ def _write_versions(
             if one is not None:
                 series_uid = one["series_instance_uid"]
                 gained[series_uid] = gained.get(series_uid, _Gain()).after(one, sign)
-        changed |= _series_of(*(one for one in (holder, row) if one and one["is_image"] and not one["made_by_us"]))
+        changed |= _series_of(*(one for one in (holder, row) if one and not one["made_by_us"]))
         if holder is not None:
             holder["is_current"] = False
             _displace(connection, holder)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Row, Select, func, select
 
 from dicom_node.lifecycle import DeliveryState, JobState
 from dicom_node.records.job_values import (
+    FORWARDED_KIND,
     AttemptRow,
     ClaimedDelivery,
     ClaimedJob,
@@ -97,8 +98,13 @@ def job_detail(connection: Connection, row: Row[Any]) -> JobDetail:
 def delivery_listing() -> Select[Any]:
     """Return the query behind `deliveries list`, oldest first."""
     return (
-        select(delivery, result.c.kind, result.c.sop_instance_uid, job.c.study_instance_uid)
-        .join(result, result.c.id == delivery.c.result_id)
+        select(
+            delivery,
+            func.coalesce(result.c.kind, FORWARDED_KIND).label("kind"),
+            func.coalesce(result.c.sop_instance_uid, delivery.c.instance_sop_uid).label("sop_instance_uid"),
+            job.c.study_instance_uid,
+        )
+        .outerjoin(result, result.c.id == delivery.c.result_id)
         .join(job, job.c.id == delivery.c.job_id)
         .order_by(delivery.c.id)
     )

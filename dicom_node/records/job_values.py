@@ -15,6 +15,11 @@ from dicom_node.study import JobInput, SourceImage
 
 Priority: TypeAlias = Literal["stat", "high", "routine"]
 
+FORWARD: Final = "(forward)"
+"""In place of a plugin: the job's results are the received instances that it names. No plugin can be called so."""
+FORWARDED_KIND: Final = "instance"
+"""Kind of a delivery that forwards what was received."""
+
 PRIORITY_RANK: Final[Mapping[str, int]] = {"stat": 0, "high": 1, "routine": 2}
 """What is claimed first."""
 

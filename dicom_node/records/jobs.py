@@ -19,6 +19,7 @@ from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobStat
 from dicom_node.records.database import Database
 from dicom_node.records.job_reading import claimed_job, job_detail, job_row
 from dicom_node.records.job_values import (
+    FORWARD,
     PRIORITY_RANK,
     ClaimedJob,
     JobDetail,
@@ -240,9 +241,9 @@ class Jobs:
         """Queue an ended job again with all its attempts; where results are filed, only their sending is repeated."""
         now = self._clock.now()
         with self._database.begin() as connection:
-            find_job(connection, job_id)
+            forwards = find_job(connection, job_id).plugin == FORWARD
             filed = select(result.c.id).where(result.c.job_id == job_id).limit(1)
-            if connection.execute(filed).first() is None:
+            if not forwards and connection.execute(filed).first() is None:
                 return advance_job(connection, job_id, JobEvent.RETRY, now, attempts=0, not_before=None)
             advance_job(connection, job_id, JobEvent.REDELIVER, now)
             ended = (DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.FAILED, DeliveryState.SKIPPED)

@@ -15,9 +15,22 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import derived_uid
 from dicom_node.lifecycle import JobEvent, JobState
-from dicom_node.records.job_values import PRIORITY_RANK, NewJob, destinations_from_json, digest_of, input_to_json
+from dicom_node.records.job_values import (
+    FORWARD,
+    PRIORITY_RANK,
+    NewJob,
+    destinations_from_json,
+    digest_of,
+    input_to_json,
+)
 from dicom_node.records.schema import instance, job
-from dicom_node.records.transitions import add_event, advance_job, find_job, queue_deliveries
+from dicom_node.records.transitions import (
+    add_event,
+    advance_job,
+    close_delivered_job,
+    find_job,
+    queue_deliveries,
+)
 
 _ENDED_WITH_RESULTS: Final = frozenset({JobState.DONE, JobState.FAILED})
 """A failed job has results when only their delivery failed."""
@@ -63,7 +76,8 @@ def enqueue_job(
         _unite(connection, same, new, now)
         return int(same.id), False
     job_id = _insert(connection, _row_of(connection, new, config_digest), new.result_roles, allocate_uid, now)
-    if new.series_instance_uid is not None:
+    # What was forwarded stays true when more of the series comes.
+    if new.series_instance_uid is not None and new.plugin != FORWARD:
         _supersede_earlier(connection, job_id, new, now)
     return job_id, True
 
@@ -99,13 +113,18 @@ def _insert(
     allocate_uid: Callable[[], str],
     now: datetime,
 ) -> int:
-    """Insert a queued job with its UIDs."""
+    """Insert a queued job with its UIDs; one that forwards has nothing to infer and delivers at once."""
     root = allocate_uid()
-    fresh = {"state": JobState.QUEUED, "attempts": 0, "token": 0, "queued_at": now, "uid_root": root}
+    forwards = values["plugin"] == FORWARD
+    state = JobState.DELIVERING if forwards else JobState.QUEUED
+    fresh = {"state": state, "attempts": 0, "token": 0, "queued_at": now, "uid_root": root}
     uids = {role: derived_uid(root, role) for role in result_roles}
     insertion = insert(job).values(**values, **fresh, result_uids=uids).returning(job.c.id)
     job_id = int(connection.execute(insertion).scalar_one())
-    add_event(connection, job_id, "enqueue", None, JobState.QUEUED, now)
+    add_event(connection, job_id, "enqueue", None, state, now)
+    if forwards:
+        queue_deliveries(connection, job_id, destinations_from_json(values["destinations"]), now)
+        close_delivered_job(connection, job_id, now)
     return job_id
 
 

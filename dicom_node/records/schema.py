@@ -70,9 +70,12 @@ study = Table(
     Column("state", Text, nullable=False),  # receiving, complete, held, purged
     Column("first_received", UtcDateTime, nullable=False),
     Column("last_received", UtcDateTime, nullable=False),  # of what is not ours
-    Column("revision", Integer, nullable=False),  # raised by each new image version and each new series
+    Column("revision", Integer, nullable=False),  # raised by each new version that is not ours
     Column("decided_revision", Integer, nullable=False),  # newest revision that routing has judged
+    Column("held_reason", Text),  # in words, while it is held
+    Column("released_at", UtcDateTime),  # an administrator let it through: no rate holds it again
     Index(None, "state"),
+    Index(None, "first_received"),  # how many came within an hour
 )
 
 series = Table(
@@ -156,7 +159,7 @@ job = Table(
     Column("study_instance_uid", Text, ForeignKey("study.study_instance_uid"), nullable=False),
     Column("series_instance_uid", Text),  # the series that it reads; NULL: several
     Column("route", Text, nullable=False),  # the first rule that asked for it
-    Column("plugin", Text, nullable=False),
+    Column("plugin", Text, nullable=False),  # "(forward)": none, the received instances themselves are delivered
     Column("plugin_version", Text, nullable=False),
     Column("parameters", JSON, nullable=False),
     Column("parameters_digest", Text, nullable=False),
@@ -240,7 +243,9 @@ delivery = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("job_id", Integer, ForeignKey("job.id"), nullable=False),
-    Column("result_id", Integer, ForeignKey("result.id"), nullable=False),
+    Column("result_id", Integer, ForeignKey("result.id")),  # NULL: a received instance is forwarded
+    Column("instance_sop_uid", Text),  # the version that is forwarded, with the next; NULL: a result is sent
+    Column("instance_digest", Text),
     Column("destination", Text, nullable=False),
     Column("state", Text, nullable=False),  # lifecycle.DeliveryState
     Column("attempts", Integer, nullable=False),
@@ -255,6 +260,7 @@ delivery = Table(
     Column("queued_at", UtcDateTime, nullable=False),
     Column("finished_at", UtcDateTime),
     UniqueConstraint("result_id", "destination"),
+    UniqueConstraint("job_id", "instance_sop_uid", "instance_digest", "destination"),
     Index(None, "state", "destination", "id"),
     Index(None, "job_id"),
     sqlite_autoincrement=True,

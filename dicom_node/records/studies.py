@@ -1,7 +1,7 @@
 """Studies as they are received: associations, instance versions, series headers, and what completeness reads.
 
-An instance version is a row of its own and is never changed; the one that counts is `current`. Each new image
-version and each new series raises the study's `revision`, so that a decision made on an older one is seen to be
+An instance version is a row of its own and is never changed; the one that counts is `current`. Each new
+version raises the study's `revision`, so that a decision made on an older one is seen to be
 stale. An identical repeat is no new input. Our own results are indexed and never counted, and change no state.
 """
 
@@ -39,7 +39,7 @@ from dicom_node.records.study_values import (
     slice_spacing_mm,
 )
 from dicom_node.records.versions import OnConflict
-from dicom_node.study import Association, FiledInstance, SeriesView, SourceImage, StudyView
+from dicom_node.study import Association, FiledInstance, ReceivedVersion, SeriesView, SourceImage, StudyView
 
 
 class Studies:
@@ -168,7 +168,7 @@ class Studies:
                 .order_by(series.c.series_instance_uid)
             ).all()
             images: dict[str, list[Row[Any]]] = {}
-            for image in connection.execute(_current_images(study_uid)):
+            for image in connection.execute(_current_instances(study_uid)):
                 images.setdefault(image.series_instance_uid, []).append(image)
         return StudyView(
             study_instance_uid=study_uid,
@@ -179,7 +179,13 @@ class Studies:
 
     def series_images(self, study_uid: str, series_uid: str) -> tuple[SourceImage, ...]:
         """Return the current version of each image of a series, ordered by SOP Instance UID."""
-        query = _current_images(study_uid).where(instance.c.series_instance_uid == series_uid)
+        return self._sources(_current_images(study_uid).where(instance.c.series_instance_uid == series_uid))
+
+    def received_files(self, study_uid: str) -> tuple[SourceImage, ...]:
+        """Return the current version of each instance that was received of a study, images or not, ours left out."""
+        return self._sources(_current_instances(study_uid))
+
+    def _sources(self, query: Select[Any]) -> tuple[SourceImage, ...]:
         with self._database.read() as connection:
             return tuple(
                 SourceImage(sop_instance_uid=row.sop_instance_uid, digest=row.digest, path=Path(row.path))
@@ -269,19 +275,19 @@ def _study_row(connection: Connection, study_uid: str) -> Row[Any]:
 
 
 def _current_images(study_uid: str) -> Select[Any]:
+    return _current_instances(study_uid).where(instance.c.is_image)
+
+
+def _current_instances(study_uid: str) -> Select[Any]:
     return (
         select(instance)
-        .where(
-            instance.c.study_instance_uid == study_uid,
-            instance.c.is_current,
-            instance.c.is_image,
-            ~instance.c.made_by_us,
-        )
+        .where(instance.c.study_instance_uid == study_uid, instance.c.is_current, ~instance.c.made_by_us)
         .order_by(instance.c.sop_instance_uid)
     )
 
 
-def _series_view(row: Row[Any], images: Sequence[Row[Any]]) -> SeriesView:
+def _series_view(row: Row[Any], received: Sequence[Row[Any]]) -> SeriesView:
+    images = [one for one in received if one.is_image]
     return SeriesView(
         series_instance_uid=row.series_instance_uid,
         header=row.header,
@@ -291,6 +297,10 @@ def _series_view(row: Row[Any], images: Sequence[Row[Any]]) -> SeriesView:
         called_ae=row.called_ae,
         slice_spacing_mm=slice_spacing_mm([plane for image in images for plane in image.planes]),
         image_digests=tuple((image.sop_instance_uid, image.digest) for image in images),
+        received=tuple(
+            ReceivedVersion(sop_instance_uid=one.sop_instance_uid, digest=one.digest, calling_ae=one.calling_ae)
+            for one in received
+        ),
     )
 
 

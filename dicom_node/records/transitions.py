@@ -7,7 +7,7 @@ event row, and ends its attempt row when it leaves `running`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from dicom_node.lifecycle import (
     next_delivery_state,
     next_job_state,
 )
+from dicom_node.records.job_values import FORWARD, input_from_json
 from dicom_node.records.schema import attempt, delivery, job, job_event, result
 
 _NO_LEASE: Final[Mapping[str, Any]] = {"worker": None, "leased_until": None}
@@ -116,8 +117,11 @@ def queue_deliveries(
 ) -> int:
     """Insert the deliveries that are missing: every filed result to every destination that takes its kind.
 
-    Returns how many were inserted.
+    Returns how many were inserted. A job that forwards has no results: its deliveries are the instances it names.
     """
+    row = find_job(connection, job_id)
+    if row.plugin == FORWARD:
+        return queue_forwards(connection, row, destinations, now)
     results = connection.execute(select(result.c.id, result.c.kind).where(result.c.job_id == job_id)).all()
     there = {
         (row.result_id, row.destination)
@@ -131,10 +135,52 @@ def queue_deliveries(
         for one in results
         if one.kind in kinds and (one.id, name) not in there
     ]
+    _insert_deliveries(connection, rows)
+    return len(rows)
+
+
+def queue_forwards(connection: Connection, row: Row[Any], destinations: Collection[str], now: datetime) -> int:
+    """Insert the deliveries of the instances that the job in `row` names and that a destination was not given yet.
+
+    A version goes to a destination once, whichever job asked for it; a job that was reprocessed sends all again. What
+    waits of an older version of the same instance is skipped: the newer one would arrive before it.
+    """
+    siblings = (job.c.study_instance_uid == row.study_instance_uid) & (job.c.plugin == FORWARD)
+    given = select(delivery).join(job, job.c.id == delivery.c.job_id).where(siblings)
+    rows = connection.execute(given.where(delivery.c.destination.in_(destinations))).all()
+    there = {
+        (one.destination, one.instance_sop_uid, one.instance_digest)
+        for one in rows
+        if row.generation == 0 or one.job_id == row.id
+    }
+    pinned = [image for images in input_from_json(row.input).roles.values() for image in images]
+    fresh = [
+        {
+            "job_id": row.id,
+            "instance_sop_uid": image.sop_instance_uid,
+            "instance_digest": image.digest,
+            "destination": name,
+            "queued_at": now,
+        }
+        for name in destinations
+        for image in pinned
+        if (name, image.sop_instance_uid, image.digest) not in there
+    ]
+    newer = {(one["destination"], one["instance_sop_uid"]): one["instance_digest"] for one in fresh}
+    for one in rows:
+        digest = newer.get((one.destination, one.instance_sop_uid), one.instance_digest)
+        if one.state == DeliveryState.QUEUED and digest != one.instance_digest:
+            advance_delivery(connection, one.id, DeliveryEvent.SKIP, now, reason=f"job {row.id} sends a newer version")
+    _insert_deliveries(connection, fresh)
+    for other in {one.job_id for one in rows} - {row.id}:
+        close_delivered_job(connection, other, now)
+    return len(fresh)
+
+
+def _insert_deliveries(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
         fresh = insert(delivery).values(state=DeliveryState.QUEUED, attempts=0, refusals=0, token=0)
         connection.execute(fresh, rows)
-    return len(rows)
 
 
 def advance_delivery(

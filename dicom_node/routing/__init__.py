@@ -10,11 +10,12 @@ from dicom_node.routing.completeness import (
     assess,
 )
 from dicom_node.routing.explain import as_json, lines, reason, why_not
-from dicom_node.routing.rules import Outcome, RouteDecision, apply_routes, choose_series, judge_series
+from dicom_node.routing.rules import Forward, Outcome, RouteDecision, apply_routes, choose_series, judge_series
 
 __all__ = [
     "AssociationEvidence",
     "Completeness",
+    "Forward",
     "IsComplete",
     "Outcome",
     "RouteDecision",

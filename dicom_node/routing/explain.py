@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from dicom_node.routing.conditions import ConditionVerdict
-from dicom_node.routing.rules import Outcome, RouteDecision, SeriesVerdict
+from dicom_node.routing.rules import Forward, Outcome, RouteDecision, SeriesVerdict
 
-Json: TypeAlias = "str | bool | list[Json] | dict[str, Json] | None"
+Json: TypeAlias = "str | int | bool | list[Json] | dict[str, Json] | None"
 
 
 def reason(decision: RouteDecision) -> str:
@@ -23,6 +23,9 @@ def reason(decision: RouteDecision) -> str:
     failed = _failed(decision.study_verdicts)
     if failed:
         return f"Not processed: {failed}."
+    if decision.forwards:
+        names = ", ".join(forward.destination for forward in decision.forwards)
+        return f"Not forwarded: all of it came from {names} itself."
     if not decision.plugin_installed:
         return f'Not processed: the plugin "{decision.plugin}" is not installed.'
     if decision.preferred:
@@ -43,7 +46,7 @@ def lines(decisions: Iterable[RouteDecision]) -> list[str]:
     page: list[str] = []
     for decision in decisions:
         scope = f"series {decision.series_instance_uid}" if decision.series_instance_uid else "study"
-        page.append(f'route "{decision.route}" -> {decision.plugin}, {scope}: {decision.outcome}')
+        page.append(f'route "{decision.route}" -> {decision.plugin or "forward"}, {scope}: {decision.outcome}')
         page.append(f"  {reason(decision)}")
         page += [_line("study ", verdict) for verdict in decision.study_verdicts]
         for series in decision.series:
@@ -66,6 +69,10 @@ def as_json(decision: RouteDecision) -> dict[str, Json]:
         "outcome": decision.outcome.value,
         "reason": reason(decision),
         "preferred": decision.preferred,
+        "forwards": [
+            {"destination": forward.destination, "n_instances": len(forward.instances), "n_kept": forward.n_kept}
+            for forward in decision.forwards
+        ],
         "study_conditions": _json(decision.study_verdicts),
         "series": [
             {
@@ -81,6 +88,8 @@ def as_json(decision: RouteDecision) -> dict[str, Json]:
 
 
 def _why_matched(decision: RouteDecision) -> str:
+    if decision.forwards:
+        return f"All conditions hold; {', and '.join(map(_forwarded, decision.forwards))}."
     others = sum(
         series.outcome is Outcome.MATCHED and series.series_instance_uid != decision.series_instance_uid
         for series in decision.series
@@ -89,7 +98,12 @@ def _why_matched(decision: RouteDecision) -> str:
     return f"All conditions hold; {len(decision.images)} images go to {decision.plugin}{chosen}."
 
 
-def why_not(series: SeriesVerdict, plugin: str) -> str:
+def _forwarded(forward: Forward) -> str:
+    kept = f" ({forward.n_kept} came from there)" if forward.n_kept else ""
+    return f"{len(forward.instances)} instances are forwarded to {forward.destination}{kept}"
+
+
+def why_not(series: SeriesVerdict, plugin: str | None) -> str:
     """Return which conditions a series does not meet, as half a sentence."""
     if not series.has_images:
         return "the series has no images"

@@ -7,6 +7,9 @@ Series or study. A route with ``start = "series"`` decides about each series as 
 that meets all conditions gets a job of its own, unless `prefer` is given: then the complete candidates are compared and
 one wins. A better candidate that completes later wins later, and is processed too. A route with ``start = "study"``
 decides once, when the study is complete, and takes one series.
+
+A route without plugin forwards: each matching series as soon as it is complete, or all matching series of the complete
+study, images or not; never to a destination what that destination has sent itself.
 """
 
 from __future__ import annotations
@@ -15,21 +18,23 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final
 
 from dicom_node.config.schema import Condition, Match, Route, SeriesMatch
 from dicom_node.plugin_api import InputSeries
 from dicom_node.routing.attributes import text_of
 from dicom_node.routing.conditions import ConditionVerdict, judge
-from dicom_node.study import SeriesView, StudyView
+from dicom_node.study import ReceivedVersion, SeriesView, StudyView
 
 
 class Outcome(StrEnum):
     """What a route decided about a series or a study."""
 
-    MATCHED = "matched"  # a job is wanted
+    MATCHED = "matched"  # a job is wanted, or something is forwarded
     NOT_MATCHED = "not_matched"  # a condition of the route fails, or another series is preferred
-    NOT_APPLICABLE = "not_applicable"  # the plugin cannot read it, is not installed, or there are no images
+    NOT_APPLICABLE = "not_applicable"  # the plugin cannot read it, is not installed, there are no images; or all of it
+    # came from the very destinations that it would be forwarded to
     TOO_OLD = "too_old"  # older than max_study_age_days
     DISABLED = "disabled"  # enabled = false
 
@@ -42,7 +47,7 @@ class SeriesVerdict:
     outcome: Outcome
     """MATCHED: a candidate; whether it is the one that is taken, the decision says."""
     has_images: bool
-    """False for reports, segmentations and what we made ourselves: they never trigger a route."""
+    """False for reports, segmentations and what we made ourselves: they never trigger a plugin."""
     route_verdicts: tuple[ConditionVerdict, ...]
     """Of the conditions of [route.series]."""
     plugin_verdicts: tuple[ConditionVerdict, ...]
@@ -50,11 +55,23 @@ class SeriesVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forward:
+    """What one destination gets of what was received."""
+
+    destination: str
+    instances: tuple[tuple[str, str], ...]
+    """(SOP Instance UID, digest), sorted."""
+    n_kept: int = 0
+    """Instances that are not forwarded because this very destination sent them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteDecision:
     """What one route decided, with everything that a reason needs."""
 
     route: str
-    plugin: str
+    plugin: str | None
+    """None: the route forwards."""
     study_instance_uid: str
     series_instance_uid: str | None
     """The series that was decided about; of a study-wide decision the one that was taken, None without one."""
@@ -68,6 +85,8 @@ class RouteDecision:
     plugin_installed: bool = True
     images: tuple[tuple[str, str], ...] = ()
     """(SOP Instance UID, digest) of what the job reads; empty unless matched."""
+    forwards: tuple[Forward, ...] = ()
+    """By destination, of a route without plugin; empty unless its conditions hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +104,7 @@ def apply_routes(
     requirements: Mapping[str, InputSeries],
     now: datetime,
     complete_series: Collection[str] | None = None,
+    origins: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[RouteDecision, ...]:
     """Return what each route decides, in the order of the routes and series.
 
@@ -97,6 +117,8 @@ def apply_routes(
     complete_series
         Series Instance UIDs that are complete while the study is not: then only routes with ``start = "series"``
         decide, and only about these. None: the study is complete and every route decides.
+    origins
+        AE title of the peer behind each destination: what it sent us is not forwarded to it.
     """
     decisions: list[RouteDecision] = []
     for route in routes:
@@ -106,14 +128,19 @@ def apply_routes(
                 for series in study.series
                 if complete_series is None or series.series_instance_uid in complete_series
             ]
-            decisions += _decide_each(study, route, requirements.get(route.plugin), now, ready)
+            if route.plugin is None:
+                decisions += _forward_each(study, route, now, ready, origins)
+                continue
+            decisions += _decide_each(study, route, _requirement(route, requirements), now, ready)
+        elif complete_series is None and route.plugin is None:
+            decisions.append(_forward_study(study, route, now, origins))
         elif complete_series is None:
-            decisions.append(_decide_study(study, route, requirements.get(route.plugin), now))
+            decisions.append(_decide_study(study, route, _requirement(route, requirements), now))
     return tuple(decisions)
 
 
 def choose_series(
-    series: Sequence[SeriesView], match: SeriesMatch, requirement: InputSeries, prefer: Sequence[str]
+    series: Sequence[SeriesView], match: SeriesMatch, requirement: InputSeries | None, prefer: Sequence[str]
 ) -> SeriesChoice:
     """Return the series that meets all conditions and comes first by `prefer`, and the verdict on each.
 
@@ -126,9 +153,20 @@ def choose_series(
     return SeriesChoice(chosen=candidates[0] if candidates else None, candidates=tuple(candidates), verdicts=verdicts)
 
 
-def judge_series(series: SeriesView, match: Match, requirement: InputSeries) -> SeriesVerdict:
-    """Return how one series stands to the conditions of a route and to its plugin's requirements."""
+def judge_series(series: SeriesView, match: Match, requirement: InputSeries | None) -> SeriesVerdict:
+    """Return how one series stands to the conditions of a route and to its plugin's requirements.
+
+    `requirement` None: no plugin; any series that holds something may be forwarded.
+    """
     route_verdicts = _judge_all(match.match, [series])
+    if requirement is None:
+        return SeriesVerdict(
+            series_instance_uid=series.series_instance_uid,
+            outcome=Outcome.MATCHED if _all_pass(route_verdicts) else Outcome.NOT_MATCHED,
+            has_images=True,
+            route_verdicts=route_verdicts,
+            plugin_verdicts=(),
+        )
     slices = n_slices(series)
     plugin_verdicts = (
         *_judge_all(requirement.match, [series]),
@@ -198,6 +236,59 @@ def _decide_study(study: StudyView, route: Route, requirement: InputSeries | Non
     )
 
 
+def _forward_each(
+    study: StudyView, route: Route, now: datetime, series: Sequence[SeriesView], origins: Mapping[str, str]
+) -> list[RouteDecision]:
+    common = _decision_about_study(study, route, None, now)
+    if common.outcome is not Outcome.MATCHED:
+        return [replace(common, series_instance_uid=one.series_instance_uid) for one in series]
+    prefer = route.series.prefer
+    choice = choose_series(series, route.series, None, prefer)
+    decisions = []
+    for one, verdict in zip(series, choice.verdicts, strict=True):
+        decision = replace(
+            common, series_instance_uid=one.series_instance_uid, series=(verdict,), outcome=verdict.outcome
+        )
+        if verdict.outcome is Outcome.MATCHED and prefer and choice.chosen and one is not choice.chosen:
+            winner = choice.chosen.series_instance_uid
+            decision = replace(decision, outcome=Outcome.NOT_MATCHED, preferred=winner)
+        elif verdict.outcome is Outcome.MATCHED:
+            decision = _with_forwards(decision, route, one.received, origins)
+        decisions.append(decision)
+    return decisions
+
+
+def _forward_study(study: StudyView, route: Route, now: datetime, origins: Mapping[str, str]) -> RouteDecision:
+    """Return what is forwarded of a complete study: every series that matches, or the preferred one."""
+    common = _decision_about_study(study, route, None, now)
+    if common.outcome is not Outcome.MATCHED:
+        return common
+    choice = choose_series(study.series, route.series, None, route.series.prefer)
+    taken = choice.candidates[:1] if route.series.prefer else choice.candidates
+    decision = replace(common, series=choice.verdicts)
+    if not taken:
+        return replace(decision, outcome=Outcome.NOT_MATCHED)
+    return _with_forwards(decision, route, [version for one in taken for version in one.received], origins)
+
+
+def _with_forwards(
+    decision: RouteDecision, route: Route, received: Sequence[ReceivedVersion], origins: Mapping[str, str]
+) -> RouteDecision:
+    """Return the decision with what each destination gets; not applicable when all of it came from there."""
+    forwards = []
+    for name in route.destinations:
+        given = [one for one in received if one.calling_ae.strip() != origins.get(name)]
+        instances = tuple(sorted((one.sop_instance_uid, one.digest) for one in given))
+        forwards.append(Forward(destination=name, instances=instances, n_kept=len(received) - len(given)))
+    something = any(forward.instances for forward in forwards)
+    outcome = Outcome.MATCHED if something else Outcome.NOT_APPLICABLE
+    return replace(decision, outcome=outcome, forwards=tuple(forwards))
+
+
+def _requirement(route: Route, requirements: Mapping[str, InputSeries]) -> InputSeries | None:
+    return None if route.plugin is None else requirements.get(route.plugin)
+
+
 def _decision_about_study(
     study: StudyView, route: Route, requirement: InputSeries | None, now: datetime
 ) -> RouteDecision:
@@ -211,7 +302,7 @@ def _decision_about_study(
         outcome = Outcome.TOO_OLD
     elif not _all_pass(conditions):
         outcome = Outcome.NOT_MATCHED
-    elif requirement is None:
+    elif requirement is None and route.plugin is not None:
         outcome = Outcome.NOT_APPLICABLE
     return RouteDecision(
         route=route.name,
@@ -221,7 +312,7 @@ def _decision_about_study(
         outcome=outcome,
         study_verdicts=(*age, *conditions),
         series=(),
-        plugin_installed=requirement is not None,
+        plugin_installed=requirement is not None or route.plugin is None,
     )
 
 

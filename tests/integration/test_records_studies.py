@@ -197,13 +197,15 @@ def test_correction_of_the_first_image_corrects_the_header(records: Records) -> 
     assert corrected == records.studies.view(STUDY).series[0].header
 
 
-def test_late_non_image_of_a_known_series_is_no_new_input(records: Records) -> None:
-    """It is counted and nothing is judged again."""
+def test_late_non_image_of_a_known_series_is_judged_once_more(records: Records) -> None:
+    """It is counted, and a route may forward it; the images' digests stay as they were."""
     records.studies.index([image(1)])
     records.studies.mark_decided(STUDY, None, _revision(records))
-    assert () == records.studies.index([image(2, is_image=False, at=later(1))])
+    before = records.studies.view(STUDY).series[0].image_digests
+    assert (STUDY,) == records.studies.index([image(2, is_image=False, at=later(1))])
     (series,) = records.studies.view(STUDY).series
-    assert ("complete", 1, 2) == (records.studies.show(STUDY).state, series.n_images, series.n_instances)
+    assert before == series.image_digests
+    assert ("receiving", 1, 2) == (records.studies.show(STUDY).state, series.n_images, series.n_instances)
 
 
 def test_late_series_without_images_is_judged_once_more(records: Records) -> None:

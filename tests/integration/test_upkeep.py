@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.config import load_config
+from dicom_node.config.live import Live, Rules
 from dicom_node.errors import RecordsError
 from dicom_node.filing import InstanceStore
 from dicom_node.ids import ProcessIdentity
@@ -80,7 +81,7 @@ class Site:
         return Decision(
             self.records.studies,
             Decisions(self.records.database, self.records.jobs),
-            config=load_config(file),
+            rules=Live(Rules.of(load_config(file))),
             registry=PluginRegistry([], self._folder / "models"),
             clock=self.records.clock,
             log=self.log,

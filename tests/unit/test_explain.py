@@ -202,6 +202,7 @@ def test_plain_data_has_stable_keys() -> None:
         "outcome": "not_matched",
         "reason": 'Not processed: the condition \'Modality is "MR"\' does not hold (found: "CT").',
         "preferred": None,
+        "forwards": [],
         "study_conditions": [],
         "series": [
             {
