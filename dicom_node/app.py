@@ -12,6 +12,7 @@ import random
 import ssl
 import sys
 import threading
+from collections.abc import Callable
 from enum import StrEnum
 from functools import cached_property, partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from dicom_node.config import Config, data_dir, find_config, load_config
 from dicom_node.config.live import Live, Rules
 from dicom_node.errors import UsageError
 from dicom_node.logs import Log, start_logging
+from dicom_node.reload import SERVING, Reload
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
@@ -53,9 +55,10 @@ class Role(StrEnum):
 class Node:
     """The parts of a node that one configuration describes."""
 
-    def __init__(self, config_file: Path) -> None:
+    def __init__(self, config_file: Path, config: Config | None = None) -> None:
+        """`config`: what serves in place of what stands in the file."""
         self.config_file = config_file
-        self.config: Config = load_config(config_file)
+        self.config: Config = config or load_config(config_file)
         self.rules = Live(Rules.of(self.config))
         self.data_dir = data_dir(self.config, config_file)
         self.clock = SystemClock()
@@ -161,17 +164,35 @@ class Node:
         """Return with what a peer is called: our certificate and whom we trust, or None without TLS."""
         return self.certificates.client() if peer.tls and self.certificates is not None else None
 
-    def role(self, role: Role, stop: threading.Event) -> roles.Role:
-        """Return one role, ready to run until `stop` is set."""
-        build = {Role.RECEIVER: self._receiver, Role.WORKER: lambda: self._worker(stop), Role.SENDER: self._sender}
-        return build[role]()
+    def role(self, role: Role, stop: threading.Event, asked: threading.Event) -> roles.Role:
+        """Return one role, ready to run until `stop` is set; `asked` makes it read the configuration again."""
+        build: dict[Role, Callable[[threading.Event], roles.Role]] = {
+            Role.RECEIVER: self._receiver,
+            Role.WORKER: partial(self._worker, stop),
+            Role.SENDER: self._sender,
+        }
+        return build[role](asked)
 
-    def _receiver(self) -> roles.Role:
+    def _reload(
+        self, role: Role, asked: threading.Event, log: Log, on_swap: Callable[[Rules], object] = lambda _: None
+    ) -> Reload:
+        return Reload(
+            self.config_file,
+            self.rules,
+            role=role,
+            folder=self.data_dir / SERVING,
+            asked=asked,
+            on_swap=on_swap,
+            clock=self.clock,
+            log=log,
+        )
+
+    def _receiver(self, asked: threading.Event) -> roles.Role:
         from dicom_node.indexing import CALM_S, Indexer, Reception, RejectOtherContent
         from dicom_node.receive import Listener
 
         log = Log("receiver")
-        indexer = Indexer(partial(_indexing, self.config_file))
+        indexer = Indexer(partial(_indexing, self.config_file, self.config))
         reception = Reception(self.store, indexer.index, process=ids.process_identity(), clock=self.clock, log=log)
         listener = Listener(
             self.config.receive,
@@ -185,7 +206,10 @@ class Node:
             tls=self._tls_wrap(),
         )
 
+        reload = self._reload(Role.RECEIVER, asked, log, lambda rules: listener.know(rules.config.peer))
+
         def before() -> None:
+            reload.begin()
             indexer.start()
             reception.recover()
             self.store.start()
@@ -196,8 +220,12 @@ class Node:
             reception.drain()
             indexer.stop()
             self.store.stop()
+            reload.end()
 
-        loops = [roles.Loop(name="index", step=reception.step_when_calm, idle_s=CALM_S / 4)]
+        loops = [
+            roles.Loop(name="index", step=reception.step_when_calm, idle_s=CALM_S / 4),
+            roles.Loop(name="reload", step=reload.step, idle_s=STEP_S),
+        ]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
 
     def _tls_wrap(self) -> Wrap | None:
@@ -207,7 +235,7 @@ class Node:
         certificates = self.certificates
         return lambda plain: certificates.server().wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
 
-    def _worker(self, stop: threading.Event) -> roles.Role:
+    def _worker(self, stop: threading.Event, asked: threading.Event) -> roles.Role:
         from dicom_node import upkeep
         from dicom_node.infer import Slots
         from dicom_node.pipeline import Decision, Work
@@ -231,47 +259,68 @@ class Node:
             log=log,
         )
         watch = upkeep.Watch(self.jobs, self.deliveries, log=log)
+        reload = self._reload(Role.WORKER, asked, log)
+
+        def before() -> None:
+            reload.begin()
+            self.results.sweep()
+
+        def after() -> None:
+            slots.close()
+            reload.end()
+
         loops = [
+            roles.Loop(name="reload", step=reload.step, idle_s=STEP_S),
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
-        return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)
+        return roles.LoopingRole(loops, log=log, before=before, after=after)
 
-    def _sender(self) -> roles.Role:
+    def _sender(self, asked: threading.Event) -> roles.Role:
+        log = Log("sender")
+        reload = self._reload(Role.SENDER, asked, log)
+
+        def sending() -> list[roles.Loop]:
+            return [
+                roles.Loop(name=f"send-{one.name}", step=partial(self._dispatch, one.name, log), idle_s=STEP_S)
+                for one in self.rules.current.config.destination
+            ]
+
+        loops = [roles.Loop(name="reload", step=reload.step, idle_s=STEP_S)]
+        return roles.LoopingRole(loops, log=log, before=reload.begin, after=reload.end, more=sending)
+
+    def _dispatch(self, name: str, log: Log) -> bool:
+        """Send what is due to a destination as the present rules describe it; nothing when they no longer name it."""
         from dicom_node import upkeep
         from dicom_node.pipeline import Dispatch
 
-        log = Log("sender")
-        peers = {peer.name: peer for peer in self.config.peer}
-        loops = [
-            roles.Loop(
-                name=f"send-{destination.name}",
-                step=Dispatch(
-                    self.deliveries,
-                    destination=destination.name,
-                    peer=peers[destination.peer],
-                    calling_ae=self.config.node.ae_titles[0],
-                    sender=upkeep.owner_name(),
-                    settings=self.config.sender,
-                    jitter=random.random,
-                    tls=partial(self.tls_for, peers[destination.peer]),
-                    clock=self.clock,
-                    log=log,
-                ).step,
-                idle_s=STEP_S,
-            )
-            for destination in self.config.destination
-        ]
-        return roles.LoopingRole(loops, log=log)
+        config = self.rules.current.config
+        peers = {one.name: one.peer for one in config.destination}
+        if name not in peers:
+            return False
+        peer = next(one for one in config.peer if one.name == peers[name])
+        dispatch = Dispatch(
+            self.deliveries,
+            destination=name,
+            peer=peer,
+            calling_ae=self.config.node.ae_titles[0],
+            sender=upkeep.owner_name(),
+            settings=self.config.sender,
+            jitter=random.random,
+            tls=partial(self.tls_for, peer),
+            clock=self.clock,
+            log=log,
+        )
+        return dispatch.step()
 
 
-def _indexing(config_file: Path) -> Index:
-    """Return what indexes, in the process that does nothing else."""
+def _indexing(config_file: Path, config: Config) -> Index:
+    """Return what indexes, in the process that does nothing else; the file may have been broken since."""
     from dicom_node.indexing.rows import Indexing
 
     start_logging()
-    node = Node(config_file)
+    node = Node(config_file, config)
     return Indexing(node.store, node.studies, log=Log("indexer")).index
 
 
@@ -298,7 +347,8 @@ def run_role(config: Path | None, role: Role) -> None:
         processes.keep_out(*processes.CODECS)
     start_logging()
     stop = roles.stop_on_signals()
-    open_node(config).role(role, stop).run(stop)
+    asked = roles.asked_on_hangup()  # before the file is read: no change is missed
+    open_node(config).role(role, stop, asked).run(stop)
 
 
 def supervise(config: Path | None) -> int:
@@ -323,4 +373,4 @@ def supervise(config: Path | None) -> int:
     serve = [sys.executable, "-P", "-m", "dicom_node", "serve"]  # -P: not the code of the present folder
     command = [*serve, "--config", str(node.config_file.absolute()), "--role"]
     supervisor = roles.Supervisor(command, [Role.RECEIVER, Role.WORKER, Role.SENDER], clock=node.clock, log=log)
-    return supervisor.run(roles.stop_on_signals())
+    return supervisor.run(roles.stop_on_signals(), roles.asked_on_hangup())

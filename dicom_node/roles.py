@@ -21,6 +21,10 @@ from dicom_node.processes import die_with_parent
 
 RESTART_S = 2.0
 """A role that ended is started again after this long."""
+REFUSED_RESTART_S = 10.0
+"""The same, when it said that the configuration is wrong: somebody has to correct the file first."""
+MORE_LOOPS_S = 0.5
+"""How soon a destination that was added by a reload is sent to."""
 DRAIN_S = 20.0
 """How long a role may take to stop before it is killed; leases and files survive either."""
 
@@ -53,9 +57,14 @@ class LoopingRole:
         log: Log,
         before: Callable[[], object] = lambda: None,
         after: Callable[[], object] = lambda: None,
+        more: Callable[[], Sequence[Loop]] = lambda: (),
     ) -> None:
-        """`before` runs before the loops start, `after` when all of them have ended."""
+        """`before` runs before the loops start, `after` when all of them have ended.
+
+        `more` is asked now and then: a loop whose name is new is started beside the others.
+        """
         self._loops = loops
+        self._more = more
         self._log = log
         self._before = before
         self._after = after
@@ -63,14 +72,17 @@ class LoopingRole:
     def run(self, stop: threading.Event) -> None:
         """Run every loop until `stop` is set."""
         self._before()
-        threads = [
-            threading.Thread(target=self._repeat, args=(loop, stop), name=loop.name, daemon=True)
-            for loop in self._loops
-        ]
-        for thread in threads:
-            thread.start()
-        stop.wait()
-        for thread in threads:
+        threads: dict[str, threading.Thread] = {}
+        while True:
+            for loop in (*self._loops, *self._more()):
+                if loop.name not in threads:
+                    threads[loop.name] = threading.Thread(
+                        target=self._repeat, args=(loop, stop), name=loop.name, daemon=True
+                    )
+                    threads[loop.name].start()
+            if stop.wait(MORE_LOOPS_S):
+                break
+        for thread in threads.values():
             thread.join(DRAIN_S)
         self._after()
 
@@ -99,6 +111,17 @@ def stop_on_signals() -> threading.Event:
     return stop
 
 
+def asked_on_hangup() -> threading.Event:
+    """Return an event that SIGHUP sets: read the configuration again. Closing a terminal no longer ends the process."""
+    asked = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        asked.set()
+
+    signal.signal(signal.SIGHUP, on_signal)
+    return asked
+
+
 class Supervisor:
     """Starts each role as a process of its own, starts it again when it ends, stops all together."""
 
@@ -109,30 +132,50 @@ class Supervisor:
         self._log = log
         self._roles = roles
 
-    def run(self, stop: threading.Event) -> int:
-        """Watch the roles until `stop` is set; return the exit status of the node.
+    def run(self, stop: threading.Event, asked: threading.Event) -> int:
+        """Watch the roles until `stop` is set; return the exit status of the node. `asked` is passed on as SIGHUP.
 
         A role that cannot start because of the configuration (exit status 2) ends the node: a restart changes nothing.
+        One that has served before is tried again: the file was broken meanwhile, and the other roles go on by the old.
         """
         processes = {role: self._start(role) for role in self._roles}
+        due: dict[str, float] = {}
+        have_served: set[str] = set()
         try:
             while not stop.wait(0.2):
-                for role, process in processes.items():
-                    status = process.poll()
+                if asked.is_set():
+                    asked.clear()
+                    self._pass_on(processes)
+                for role in self._roles:
+                    if role in due and self._clock.monotonic() >= due[role]:
+                        del due[role]
+                        processes[role] = self._start(role)
+                    status = None if role in due else processes[role].poll()
                     if status is None:
                         continue
                     self._log.error("role.ended", role=role, status=status)
-                    if status == 2:
+                    if status == 2 and role not in have_served:
                         return 2
-                    stop.wait(RESTART_S)
-                    processes[role] = self._start(role)
+                    have_served.add(role)
+                    due[role] = self._clock.monotonic() + (REFUSED_RESTART_S if status == 2 else RESTART_S)
             return 0
         finally:
             self._stop(processes)
 
+    def _pass_on(self, processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+        for process in processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGHUP)
+
     def _start(self, role: str) -> subprocess.Popen[bytes]:
         parent = os.getpid()
-        process = subprocess.Popen([*self._command, role], preexec_fn=lambda: die_with_parent(parent))
+
+        def before_exec() -> None:
+            # Until the role has its own handler, SIGHUP would end it; it has not read the file yet either.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            die_with_parent(parent)
+
+        process = subprocess.Popen([*self._command, role], preexec_fn=before_exec)
         self._log.info("role.started", role=role, pid=process.pid)
         return process
 

@@ -30,6 +30,7 @@ def local(node: Parts) -> list[dict[str, Any]]:
     found += _ports(node.config)
     found += _certificates(node)
     found += _plugins(node)
+    found += _serving(node)
     return found
 
 
@@ -127,6 +128,20 @@ def _plugins(node: Parts) -> list[dict[str, Any]]:
         except DicomNodeError as error:
             defect = str(error)
         found.append(_entry(what, defect is None, f"{route.plugin}: {defect or 'model verified'}"))
+    return found
+
+
+def _serving(node: Parts) -> list[dict[str, Any]]:
+    """Say by which rules each process that runs now serves, and what it refused of the file."""
+    from dicom_node.reload import SERVING, serving
+
+    found = []
+    for one in serving(node.data_dir / SERVING):
+        what = f"rules of the {one.role}"
+        found += [_entry(what, False, f"the old rules serve; the file was refused: {reason}") for reason in one.refused]
+        if not one.refused:
+            found.append(_entry(what, True, f"{one.digest[:12]} since {one.since.astimezone():%Y-%m-%d %H:%M:%S}"))
+        found += [_entry(what, True, f"note: restart needed: {key}") for key in one.restart_needed]
     return found
 
 

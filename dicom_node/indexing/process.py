@@ -107,6 +107,7 @@ def _main(connection: Connection, build: Callable[[], Index], parent_pid: int) -
     die_with_parent(parent_pid)
     give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends it to the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then hangs up
     index: Index | None = None
     batch: tuple[Sequence[Fact], Mapping[str, datetime]] | None = None

@@ -150,6 +150,7 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
     die_with_parent(parent_pid)
     give_way()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends it to the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then ends the child itself
     engine: OnnxRuntimeEngine | None = None
     while True:

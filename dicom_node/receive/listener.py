@@ -133,6 +133,10 @@ class Listener:
             self._changed.wait_for(lambda: not self._connections, timeout=_LAST_WORD_S)
         self._log.info("stopped_listening", count=left)
 
+    def know(self, peers: Sequence[Peer]) -> None:
+        """Let in `peers` from now on; what is open goes on as it was let in."""
+        self._peers = tuple(peers)
+
     # Connections
 
     def _come_in(self, plain: socket.socket, address: str) -> None:
