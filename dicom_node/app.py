@@ -237,14 +237,22 @@ class Node:
 
     def _worker(self, stop: threading.Event, asked: threading.Event) -> roles.Role:
         from dicom_node import upkeep
+        from dicom_node.guard import FloodGuard
         from dicom_node.infer import Slots
         from dicom_node.pipeline import Decision, Work
 
         log = Log("worker")
         count = self.config.worker.slots
         slots = Slots(count, clock=self.clock)
+        guard = FloodGuard(self.studies, self.rules, log=log)
         decision = Decision(
-            self.studies, self.decisions, rules=self.rules, registry=self.registry, clock=self.clock, log=log
+            self.studies,
+            self.decisions,
+            rules=self.rules,
+            registry=self.registry,
+            clock=self.clock,
+            log=log,
+            lets_through=guard.lets_through,
         )
         work = Work(
             self.jobs,

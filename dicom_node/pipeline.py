@@ -77,8 +77,11 @@ class Decision:
         registry: PluginRegistry,
         clock: Clock,
         log: Log,
+        lets_through: Callable[[StudyEvidence], bool] = lambda _: True,
     ) -> None:
+        """`lets_through`: whether a study may be decided at all; what says no has held it."""
         self._studies = studies
+        self._lets_through = lets_through
         self._decisions = decisions
         self._live = rules
         self._rules = rules.current
@@ -96,7 +99,7 @@ class Decision:
         if self._rules is not self._live.current:
             self._rules = self._live.current
             self._judged = frozenset()  # every route speaks again: another rule may bear the same name
-        decided = [self._ask(evidence) for evidence in self._studies.open_studies()]
+        decided = [self._ask(one) for one in self._studies.open_studies() if self._lets_through(one)]
         return any(decided)
 
     def _ask(self, study: StudyEvidence) -> bool:

@@ -122,6 +122,22 @@ class Admin:
             raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
         return made
 
+    def release(self, study_uids: Sequence[str], *, peer: str | None = None) -> list[str]:
+        """Let studies be decided that are held because their sender exceeded its rate; return which.
+
+        `peer`: all that are held of this [[peer]], in place of named ones.
+        """
+        if bool(study_uids) == (peer is not None):
+            raise UsageError("name the studies to release, or --peer NAME for all that its rate holds")
+        if peer is not None:
+            titles = {one.name: one.ae_title for one in self._node.config.peer}
+            if peer not in titles:
+                raise NotFoundError(f"no [[peer]] is called {peer!r}; known: {', '.join(titles) or 'none'}")
+            study_uids = self._node.studies.held_for_rate(titles[peer])
+        for uid in study_uids:
+            self._node.studies.release_rate(uid)
+        return list(study_uids)
+
     def jobs(self) -> list[dict[str, Any]]:
         """Return every job, latest first."""
         return [asdict(row) for row in self._node.jobs.list()]

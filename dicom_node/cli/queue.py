@@ -14,7 +14,9 @@ jobs = typer.Typer(help="Jobs: one plugin on one input.", no_args_is_help=True, 
 deliveries = typer.Typer(help="Results on their way to destinations.", no_args_is_help=True, rich_markup_mode=None)
 route = typer.Typer(help="Rules.", no_args_is_help=True, rich_markup_mode=None)
 
-STUDY_COLUMNS = ("study_instance_uid", "state", "n_series", "n_instances", "last_received", "decisions", "jobs")
+STUDY_COLUMNS = (
+    *("study_instance_uid", "state", "n_series", "n_instances", "last_received", "decisions", "jobs", "reason"),
+)
 JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "attempts", "generation", "reason")
 DELIVERY_COLUMNS = ("id", "job_id", "kind", "destination", "state", "attempts", "status", "reason")
 DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "job_id")
@@ -44,7 +46,7 @@ def show_study(study_uid: StudyUid, config: ConfigOption = None, as_json: JsonOp
     if as_json:
         show_json(entry)
         return
-    show([entry], STUDY_COLUMNS[:5], as_json=False)
+    show([entry], (*STUDY_COLUMNS[:5], "reason"), as_json=False)
     show(entry["decisions"], DECISION_COLUMNS, as_json=False, title="decisions")
     show(entry["jobs"], JOB_COLUMNS, as_json=False, title="jobs")
 
@@ -57,6 +59,23 @@ def reprocess_study(study_uid: StudyUid, config: ConfigOption = None, as_json: J
         show_json({"jobs": made})
         return
     say(f"queued again as {', '.join(f'job {number}' for number in made)}")
+
+
+@studies.command("release")
+def release_studies(
+    study_uids: Annotated[
+        list[str] | None, typer.Argument(metavar="[STUDY_UID]...", help="Study Instance UIDs.")
+    ] = None,
+    peer: Annotated[str | None, typer.Option("--peer", help="All that the rate of this [[peer]] holds.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let studies be decided that are held because their sender exceeded its rate."""
+    released = open_node(config).admin.release(study_uids or [], peer=peer)
+    if as_json:
+        show_json({"released": released})
+        return
+    say(f"released {len(released)} studies")
 
 
 @jobs.command("list")

@@ -283,6 +283,8 @@ class Peer(Table):
     may: tuple[Literal["echo", "store", "commit"], ...] = ("echo", "store")
     tls: bool = False
     """We call it by TLS, and it is let in on the port of [receive.tls] only."""
+    max_studies_per_hour: Annotated[int, Field(ge=1)] | None = None
+    """Further studies of it are held until an administrator releases them; None: no limit."""
 
 
 class Profile(Table):

@@ -72,8 +72,8 @@ study = Table(
     Column("last_received", UtcDateTime, nullable=False),  # of what is not ours
     Column("revision", Integer, nullable=False),  # raised by each new version that is not ours
     Column("decided_revision", Integer, nullable=False),  # newest revision that routing has judged
-    Column("held_reason", Text),  # in words, while it is held
-    Column("released_at", UtcDateTime),  # an administrator let it through: no rate holds it again
+    Column("reason", Text),  # why it is held
+    Column("rate_guard", Text),  # held: its sender exceeded its rate; released: an administrator let it through
     Index(None, "state"),
     Index(None, "first_received"),  # how many came within an hour
 )

@@ -8,7 +8,7 @@ stale. An identical repeat is no new input. Our own results are indexed and neve
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from dicom_node.errors import NotFoundError
+from dicom_node.errors import IllegalTransitionError, NotFoundError
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records.database import Database
 from dicom_node.records.indexing import Indexed, index_study
@@ -149,6 +149,62 @@ class Studies:
         """
         with self._database.begin() as connection:
             return mark_decided(connection, study_uid, series_uid, revision)
+
+    # Rates
+
+    def begun(self, study_uid: str, within: timedelta) -> dict[str, int]:
+        """Return how many studies each sender of this one had begun within such a time when this one began, itself too.
+
+        Empty for a study that an administrator has released, or that is not there.
+        """
+        with self._database.read() as connection:
+            row = connection.execute(select(study).where(study.c.study_instance_uid == study_uid)).first()
+            if row is None or row.rate_guard == "released":
+                return {}
+            titles = select(series.c.calling_ae).where(series.c.study_instance_uid == study_uid).distinct()
+            rows = connection.execute(
+                select(series.c.calling_ae, func.count(study.c.study_instance_uid.distinct()).label("n"))
+                .join(study, study.c.study_instance_uid == series.c.study_instance_uid)
+                .where(
+                    study.c.first_received > row.first_received - within,
+                    study.c.first_received <= row.first_received,
+                    series.c.calling_ae.in_(titles),
+                )
+                .group_by(series.c.calling_ae)
+            )
+            return {one.calling_ae.strip(): one.n for one in rows}
+
+    def hold_for_rate(self, study_uid: str, reason: str) -> None:
+        """Keep a study that is being received from being decided, because its sender exceeded its rate."""
+        here = (study.c.study_instance_uid == study_uid) & (study.c.state == "receiving")
+        with self._database.begin() as connection:
+            connection.execute(update(study).where(here).values(state="held", reason=reason, rate_guard="held"))
+
+    def held_for_rate(self, calling_ae: str | None = None) -> tuple[str, ...]:
+        """Return the studies that a rate holds, or those of one sender, oldest first."""
+        query = select(study.c.study_instance_uid).where(study.c.state == "held", study.c.rate_guard == "held")
+        if calling_ae is not None:
+            sent = (series.c.study_instance_uid == study.c.study_instance_uid) & (series.c.calling_ae == calling_ae)
+            query = query.where(select(series.c.series_instance_uid).where(sent).exists())
+        with self._database.read() as connection:
+            return tuple(connection.execute(query.order_by(study.c.first_received)).scalars())
+
+    def release_rate(self, study_uid: str) -> None:
+        """Let a study that a rate holds be decided; no rate holds it again.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        IllegalTransitionError
+            When no rate holds it.
+        """
+        with self._database.begin() as connection:
+            row = _study_row(connection, study_uid)
+            if row.state != "held" or row.rate_guard != "held":
+                raise IllegalTransitionError(f"study {study_uid} is {row.state}; no rate holds it")
+            here = study.c.study_instance_uid == study_uid
+            connection.execute(update(study).where(here).values(state="receiving", reason=None, rate_guard="released"))
 
     # Reading
 
@@ -398,4 +454,5 @@ def _listed(row: Row[Any]) -> StudyRow:
         last_received=row.last_received,
         decisions=row.decisions,
         jobs=row.jobs,
+        reason=row.reason,
     )

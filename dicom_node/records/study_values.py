@@ -36,6 +36,8 @@ class StudyRow:
     last_received: datetime
     decisions: int
     jobs: int
+    reason: str | None = None
+    """Why it is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

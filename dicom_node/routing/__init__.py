@@ -10,9 +10,11 @@ from dicom_node.routing.completeness import (
     assess,
 )
 from dicom_node.routing.explain import as_json, lines, reason, why_not
+from dicom_node.routing.rates import RATE_WINDOW, over_rate
 from dicom_node.routing.rules import Forward, Outcome, RouteDecision, apply_routes, choose_series, judge_series
 
 __all__ = [
+    "RATE_WINDOW",
     "AssociationEvidence",
     "Completeness",
     "Forward",
@@ -28,6 +30,7 @@ __all__ = [
     "choose_series",
     "judge_series",
     "lines",
+    "over_rate",
     "reason",
     "why_not",
 ]

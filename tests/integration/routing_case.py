@@ -13,6 +13,7 @@ from pathlib import Path
 from dicom_node.config import load_config
 from dicom_node.config.live import Live, Rules
 from dicom_node.filing import InstanceStore
+from dicom_node.guard import FloodGuard
 from dicom_node.indexing import Reception
 from dicom_node.indexing.rows import Indexing
 from dicom_node.infer import PluginRegistry
@@ -72,6 +73,7 @@ class SmallNode:
             registry=PluginRegistry([], self.folder / "models"),
             clock=self.records.clock,
             log=self.log,
+            lets_through=FloodGuard(self.records.studies, self.rules, log=self.log).lets_through,
         )
 
     def receive(

@@ -158,7 +158,7 @@ def test_a_broken_file_does_not_end_a_node_that_serves(tmp_path: Path, monkeypat
         pids = [int(pid) for pid in Path(f"/proc/self/task/{thread.native_id}/children").read_text().split()]
         os.kill(pids[0], signal.SIGKILL)
         assert peers.eventually((tmp_path / "again").exists)
-        assert thread.is_alive()
+        assert not peers.eventually(lambda: not thread.is_alive(), timeout_s=1.0)
         assert Path(f"/proc/{pids[1]}").exists()
     finally:
         stop.set()

@@ -21,6 +21,6 @@ def upgrade() -> None:
             op.f("uq_delivery_job_id_instance_sop_uid_instance_digest_destination"),
             ["job_id", "instance_sop_uid", "instance_digest", "destination"],
         )
-    op.add_column("study", sa.Column("held_reason", sa.Text(), nullable=True))
-    op.add_column("study", sa.Column("released_at", sa.DateTime(timezone=True), nullable=True))
+    op.add_column("study", sa.Column("reason", sa.Text(), nullable=True))
+    op.add_column("study", sa.Column("rate_guard", sa.Text(), nullable=True))
     op.create_index(op.f("ix_study_first_received"), "study", ["first_received"], unique=False)
