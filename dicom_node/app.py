@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from dicom_node import ids, processes, roles
 from dicom_node.clock import SystemClock
 from dicom_node.config import Config, data_dir, find_config, load_config
-from dicom_node.config.live import Live, Rules
-from dicom_node.errors import UsageError
+from dicom_node.config.live import Live, Rules, merged
+from dicom_node.errors import ConfigError, UsageError
 from dicom_node.logs import Log, start_logging
 from dicom_node.reload import SERVING, Reload
 
@@ -63,13 +63,22 @@ class Node:
         self.data_dir = data_dir(self.config, config_file)
         self.clock = SystemClock()
 
+    @property
+    def has_records(self) -> bool:
+        """Whether there is a database already; asking for `database` makes one."""
+        return self._database_file.exists()
+
+    @property
+    def _database_file(self) -> Path:
+        return self.data_dir / "records.sqlite"
+
     @cached_property
     def database(self) -> Database:
         """The records, migrated to this version."""
         from dicom_node.records import open_database
 
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        database = open_database(self.data_dir / "records.sqlite", clock=self.clock)
+        database = open_database(self._database_file, clock=self.clock)
         database.migrate()
         return database
 
@@ -347,6 +356,28 @@ def open_node(config: Path | None) -> Node:
         When there is no such file, or it is wrong; every problem is named with its line.
     """
     return Node(find_config(config, os.environ, Path.cwd()))
+
+
+def open_draft(config: Path | None) -> Node:
+    """Return a node whose rules are those of `config`, to try them, and whose records are the node's own.
+
+    A draft that lies beside its records is a node itself. Any other is what the node that is found without --config
+    would serve by after a reload of the draft.
+
+    Raises
+    ------
+    ConfigError
+        As `open_node` does.
+    """
+    file = find_config(config, os.environ, Path.cwd())
+    draft = Node(file)
+    if draft.has_records or config is None:
+        return draft
+    try:
+        home = Node(find_config(None, os.environ, Path.cwd()))
+    except ConfigError:
+        return draft
+    return Node(home.config_file, merged(home.config, draft.config)) if home.has_records else draft
 
 
 def run_role(config: Path | None, role: Role) -> None:

@@ -9,7 +9,7 @@ What reads images, talks DICOM or infers is imported by the methods that do so: 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,6 +42,11 @@ class Parts(Protocol):
     @property
     def data_dir(self) -> Path:
         """Where records, files and models lie."""
+        ...
+
+    @property
+    def has_records(self) -> bool:
+        """Whether there is a database already."""
         ...
 
     @property
@@ -189,7 +194,24 @@ class Admin:
             from dicom_node.admin import inspection
 
             return inspection.study_views(Path(study), self._node.clock.now())
+        self._require_records(f"there is no study {study}")
         return [self._node.studies.view(study)]
+
+    def replay(self, days: float, *, tell: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+        """Return what these rules would change for the studies of the last days; see admin.replay."""
+        from dicom_node.admin.replay import replay
+
+        if days <= 0:
+            raise UsageError("--days is a number above 0")
+        self._require_records("there is no history")
+        return replay(self._node, days, tell=tell)
+
+    def _require_records(self, what: str) -> None:
+        """Never make a database only to find it empty: a draft often lies elsewhere than its node's records."""
+        if not self._node.has_records:
+            raise NotFoundError(
+                f"{what}: {self._node.data_dir} holds no records; let $DICOM_NODE_CONFIG name the node's own file"
+            )
 
     # Network
 

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dicom_node.app import open_node
-from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json
+from dicom_node.app import open_draft, open_node
+from dicom_node.cli.output import ConfigOption, JsonOption, say, show, show_json, working
 
 studies = typer.Typer(help="Studies that were received.", no_args_is_help=True, rich_markup_mode=None)
 jobs = typer.Typer(help="Jobs: one plugin on one input.", no_args_is_help=True, rich_markup_mode=None)
@@ -19,6 +19,8 @@ STUDY_COLUMNS = (
 )
 JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "attempts", "generation", "reason")
 DELIVERY_COLUMNS = ("id", "job_id", "kind", "destination", "state", "attempts", "status", "reason")
+REPLAY_COLUMNS = ("study_instance_uid", "route", "old_outcome", "new_outcome", "effect", "new_reason")
+REPLAY_TOTALS = ("route", "starts", "stops", "other_series", "other_plugin", "other_reason", "unchanged")
 DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "job_id")
 
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
@@ -130,9 +132,28 @@ def explain_route(
     as_json: JsonOption = False,
 ) -> None:
     """Show each rule and each condition for a study: matched, or why not; `--config DRAFT` tries other rules."""
-    explained = open_node(config).admin.explain(study)
+    explained = open_draft(config).admin.explain(study)
     if as_json:
         show_json(explained)
         return
     for rule in explained:
         say("\n".join(rule["lines"]))
+
+
+@route.command("replay")
+def replay_routes(
+    days: Annotated[float, typer.Option("--days", help="How far to look back.")] = 7,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show which studies of the last days `--config DRAFT` would treat otherwise; nothing is started."""
+    node = open_draft(config)
+    with working(f"replaying {days:g} days") as tell:
+        found = node.admin.replay(days, tell=(lambda _text: None) if as_json else tell)
+    if as_json:
+        show_json(found)
+        return
+    show(found["changes"], REPLAY_COLUMNS, title="what would change")
+    show(found["totals"], REPLAY_TOTALS, title="studies by route")
+    left = f"; {found['undecided']} are not decided yet and were left out" if found["undecided"] else ""
+    say(f"{len(found['changes'])} changes in {found['studies']} studies of {days:g} days{left}")

@@ -48,7 +48,7 @@ class Rules:
         unsafe = [peer.name for peer in fresh.peer if peer.tls]
         if unsafe and started.receive.tls is None:
             raise ValueError(f'peer "{unsafe[0]}" needs [receive.tls], which needs a restart; the old rules serve')
-        config = started.model_copy(update={name: getattr(fresh, name) for name in RELOADED})
+        config = merged(started, fresh)
         waiting = tuple(
             key
             for name in Config.model_fields
@@ -56,6 +56,11 @@ class Rules:
             for key in _differences(name, getattr(started, name), getattr(fresh, name))
         )
         return cls(config=config, digest=config_digest(config), restart_needed=waiting)
+
+
+def merged(started: Config, fresh: Config) -> Config:
+    """Return `started` with the tables of `fresh` that take effect without a restart."""
+    return started.model_copy(update={name: getattr(fresh, name) for name in RELOADED})
 
 
 class Live(Generic[T]):

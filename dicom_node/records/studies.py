@@ -253,6 +253,11 @@ class Studies:
         with self._database.read() as connection:
             return tuple(map(_listed, connection.execute(_listing())))
 
+    def history(self, since: datetime) -> tuple[StudyRow, ...]:
+        """Return the studies of which something came at or after `since`, latest first; purged ones, too."""
+        with self._database.read() as connection:
+            return tuple(map(_listed, connection.execute(_listing().where(study.c.last_received >= since))))
+
     def show(self, study_uid: str) -> StudyRow:
         """Return one study.
 

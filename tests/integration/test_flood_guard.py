@@ -86,6 +86,7 @@ def test_more_of_a_held_study_is_received_and_it_stays_held(node: SmallNode) -> 
 def test_late_image_of_an_older_study_is_no_new_study(node: SmallNode) -> None:
     """A study that had begun within its rate is not held because others came since."""
     _begin(node, 1, 2, 3)
+    node.decision = node.new_decision()
     node.receive(2, study="1.2.1", series="1.2.1.1")
     node.decide()
     assert "complete" == _states(node)["1.2.1"]
