@@ -128,6 +128,30 @@ def _plugins(node: Parts) -> list[dict[str, Any]]:
         except DicomNodeError as error:
             defect = str(error)
         found.append(_entry(what, defect is None, f"{route.plugin}: {defect or 'model verified'}"))
+    return found + _at_odds(node)
+
+
+def _at_odds(node: Parts) -> list[dict[str, Any]]:
+    """Name the conditions of routes that what their plugins require contradicts: such a route never matches."""
+    from dicom_node.config.impossible import contradiction, shown
+    from dicom_node.config.locate import locate
+
+    required = {plugin.id: plugin.manifest.input_series[0].match for plugin in node.registry}
+    line_of = locate(node.config_file.read_text(encoding="utf-8-sig"))
+    found = []
+    for number, route in enumerate(node.config.route):
+        wanted = route.series.match
+        if not route.enabled or route.plugin not in required:
+            continue
+        # The plugin's come first: of a pair that clashes, the second is the route's.
+        clash = contradiction([*required[route.plugin], *wanted], one_series=True)
+        if clash is None:
+            continue
+        index = next((index for index, one in enumerate(wanted) if one is clash[1]), None)
+        if index is not None:
+            line = line_of(("route", number, "series", "match", index))
+            words = f"{shown(clash[1])} can never hold together with what {route.plugin} requires: {shown(clash[0])}"
+            found.append(_entry(f"route {route.name}", False, f"{node.config_file.name}:{line}: {words}"))
     return found
 
 

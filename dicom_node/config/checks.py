@@ -48,7 +48,7 @@ def later_keys(raw: Raw) -> Iterator[Problem]:
 
 def unknown_keywords(raw: Raw) -> Iterator[Problem]:
     """Yield each condition, however deep, whose keyword the DICOM data dictionary does not have."""
-    for loc, condition in _conditions(raw, ()):
+    for loc, condition in conditions_of(raw):
         keyword = condition.get("keyword")
         if isinstance(keyword, str) and not is_keyword(keyword):
             near = nearest_keyword(keyword)
@@ -95,6 +95,11 @@ def tls_references(raw: Raw) -> Iterator[Problem]:
 
 CONFIG_CHECKS: Final[tuple[Callable[[Raw], Iterator[Problem]], ...]] = (later_keys, cross_references, tls_references)
 """What is asked of config.toml beyond its schema; `unknown_keywords` is asked of every file with conditions."""
+
+
+def conditions_of(raw: Raw) -> Iterator[tuple[Loc, Raw]]:
+    """Yield each condition of a file, however deep, with its location."""
+    return _conditions(raw, ())
 
 
 def _default(table: type[Table], key: str) -> object:

@@ -54,6 +54,25 @@ def tag_of(keyword: str) -> str:
     return f"{keyword_dict[keyword]:08X}"
 
 
+def representation(keyword: str) -> str | None:
+    """Return the value representation of a keyword, such as "DS"; None where the dictionary leaves a choice."""
+    if keyword in AE_TITLE_KEYWORDS:
+        return "AE"
+    from pydicom.datadict import dictionary_VR, keyword_dict
+
+    vr = str(dictionary_VR(keyword_dict[keyword]))
+    return vr if len(vr) == 2 else None
+
+
+def is_single_valued(keyword: str) -> bool:
+    """Return whether the attribute has one value only."""
+    if keyword in AE_TITLE_KEYWORDS:
+        return True
+    from pydicom.datadict import dictionary_VM, keyword_dict
+
+    return dictionary_VM(keyword_dict[keyword]) == "1"
+
+
 def identifies_patient(keyword: str) -> bool:
     """Return whether values of this keyword may name a patient, a visit or a person and are never written down."""
     if keyword in AE_TITLE_KEYWORDS or keyword in _HARMLESS_PATIENT_KEYWORDS:

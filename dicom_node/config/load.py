@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 
 from dicom_node.config.checks import CONFIG_CHECKS, Problem, unknown_keywords
+from dicom_node.config.impossible import impossible_conditions
 from dicom_node.config.locate import Loc, locate
 from dicom_node.config.schema import Config, Table, plain
 from dicom_node.config.words import in_file, sentence
@@ -105,7 +106,7 @@ def parse_toml(
     except tomllib.TOMLDecodeError as error:
         message, line = _syntax_error(str(error), text)
         raise _single(path, message, line) from error
-    found = [problem for check in (*checks, unknown_keywords) for problem in check(raw)]
+    found = [problem for check in (*checks, unknown_keywords, impossible_conditions) for problem in check(raw)]
     explained = {loc for loc, _ in found}
     try:
         # JSON in strict mode, because TOML has types: "11112" is no port, and a list may fill a tuple.

@@ -6,11 +6,11 @@ never kept: a verdict may be stored and shown.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from dicom_node.config.predicates import holds, operand_of
 from dicom_node.config.schema import Condition
 from dicom_node.routing.attributes import is_private_to_patient, values_of
 from dicom_node.study import SeriesView
@@ -52,7 +52,7 @@ def judge(condition: Condition, series: Iterable[SeriesView]) -> ConditionVerdic
         passed = condition.missing
     else:
         quantifier = all if condition.all_ else any
-        passed = quantifier(_holds(condition, value) for value in values) != condition.not_
+        passed = quantifier(holds(condition, value) for value in values) != condition.not_
     return ConditionVerdict(text=words(condition), passed=passed, found=_shown(condition, values))
 
 
@@ -82,36 +82,6 @@ def _judge_group(condition: Condition, series: tuple[SeriesView, ...]) -> Condit
     )
 
 
-def _number(value: str | int | float) -> float | None:
-    try:
-        return float(value)
-    except ValueError:
-        return None
-
-
-def _equals(operand: str | int | float, value: str) -> bool:
-    """Compare as numbers when the rule gives a number, otherwise as texts."""
-    return value == operand.strip() if isinstance(operand, str) else _number(value) == operand
-
-
-def _at_least(operand: float, value: str) -> bool:
-    number = _number(value)
-    return number is not None and number >= operand
-
-
-def _at_most(operand: float, value: str) -> bool:
-    number = _number(value)
-    return number is not None and number <= operand
-
-
-_TESTS: Final[Mapping[str, Callable[[Any, str], bool]]] = {
-    "equals": _equals,
-    "in": lambda operands, value: any(_equals(operand, value) for operand in operands),
-    "matches": lambda operand, value: re.search(operand, value) is not None,
-    "contains": lambda operand, value: operand in value,
-    "at_least": _at_least,
-    "at_most": _at_most,
-}
 _PREDICATES: Final = {
     "equals": "is",
     "in": "is one of",
@@ -122,19 +92,11 @@ _PREDICATES: Final = {
 }
 
 
-def _operand_value(condition: Condition, name: str) -> Any:
-    return condition.in_ if name == "in" else getattr(condition, name)
-
-
-def _holds(condition: Condition, value: str) -> bool:
-    return all(_TESTS[name](_operand_value(condition, name), value) for name in condition.operators)
-
-
 def _operand(condition: Condition, name: str) -> str:
     """Return what the rule asks for; hidden where it would tell who the patient is once the condition holds."""
     if is_private_to_patient(condition):
         return "(as the rule says)"
-    operand = _operand_value(condition, name)
+    operand = operand_of(condition, name)
     operands = operand if isinstance(operand, tuple) else (operand,)
     return ", ".join(f'"{one}"' if isinstance(one, str) else f"{one:g}" for one in operands)
 

@@ -377,3 +377,32 @@ def test_help_shows_names_in_brackets(dicom_node):
     said = dicom_node("send", "--help")
     assert "[[destination]]" in said.out
     assert "<bool>" not in said.out
+
+
+def test_check_names_a_route_that_its_plugin_excludes(dicom_node):
+    """The condition's line, and what the plugin requires; disabled routes may rest."""
+    text = dicom_node.config_file.read_text(encoding="utf-8")
+    text += '[route.series]\nmatch = [\n  { keyword = "Modality", equals = "MR" },\n]\n'
+    dicom_node.config_file.write_text(text, encoding="utf-8")
+    line = text.splitlines().index('  { keyword = "Modality", equals = "MR" },') + 1
+    wrong = [one for one in dicom_node("check", "--json").json if not one["ok"]]
+    expected = (
+        f'config.toml:{line}: {{ keyword = "Modality", equals = "MR" }} can never hold together with '
+        'what qa_phantom requires: { keyword = "Modality", equals = "CT" }'
+    )
+    assert [("route qa", expected)] == [(one["what"], one["detail"]) for one in wrong]
+    dicom_node.config_file.write_text(text.replace('"MR"', '"CT"'), encoding="utf-8")
+    assert 0 == dicom_node("check").status
+
+
+def test_a_typo_in_a_condition_ends_with_2(dicom_node):
+    """File, line and what was meant, for a keyword and for a value."""
+    text = dicom_node.config_file.read_text(encoding="utf-8")
+    number = len(text.splitlines()) + 2
+    for condition, message in (
+        ('{ keyword = "Modalty", equals = "CT" }', 'unknown DICOM keyword "Modalty"; did you mean "Modality"?'),
+        ('{ keyword = "Modality", equals = "ct" }', 'did you mean "CT"?'),
+    ):
+        dicom_node.config_file.write_text(f"{text}[route.series]\nmatch = [{condition}]\n", encoding="utf-8")
+        said = dicom_node("check")
+        assert (2, True, True) == (said.status, f"config.toml:{number}: " in said.err, message in said.err), said.err

@@ -162,7 +162,8 @@ def test_condition_reads_as_a_sentence(condition: str, words: str) -> None:
 def test_patient_is_never_named(keyword: str, rule: str) -> None:
     """Neither the value nor, where a condition holds, the rule's own text tells who the patient is."""
     value = "19700101" if keyword == "PatientBirthDate" else MARKED
-    rule = value if rule == MARKED else rule
+    other = "19710101" if keyword == "PatientBirthDate" else rule
+    rule = value if rule == MARKED else other
     view = series()
     view.header.update(header(**{keyword: value}))  # type: ignore[attr-defined]
     text = f'[route.series]\nmatch = [{{ keyword = "{keyword}", equals = "{rule}" }}]'
