@@ -144,6 +144,7 @@ def test_group_whose_alternatives_are_all_excluded_is_named() -> None:
         ('{ keyword = "AcquisitionTime", matches = "^1[0-9]" }',),
         ('{ any = [{ keyword = "Modality", equals = "CT" }, { keyword = "Rows", at_least = 1 }] }', MR),
         ('{ keyword = "SliceThickness", equals = "thin", not = true }',),
+        ('{ keyword = "Modality", exists = false }', '{ keyword = "Modality", equals = "MR", missing = true }'),
     ],
 )
 def test_what_might_hold_is_let_through(conditions: tuple[str, ...]) -> None:
@@ -189,6 +190,18 @@ def test_a_pattern_that_never_matches_matches_nothing(pieces: list[str], text: s
     if re.search(pattern, text.strip()):
         assert never_matches(pattern) is None
         assert never_matches(pattern, "ab ") is None
+
+
+@pytest.mark.parametrize("pattern", ["a^b", "a$b", "(?:a$b|c^d)", "(a^)b", "^ a", "a $", r"b\Aa"])
+def test_what_asks_for_more_than_a_text_is_seen(pattern: str) -> None:
+    """Something before its beginning, behind its end, or a blank at its edge."""
+    assert never_matches(pattern) is not None
+
+
+@pytest.mark.parametrize("pattern", ["(?:a$b|c)", "x*^a", "(?m)a\n^b", "(?m)a$\nb", "a$|^b", "a$x*", "^ *a"])
+def test_a_pattern_that_might_match_is_let_through(pattern: str) -> None:
+    """One alternative is enough, what may be empty has no width, and lines have edges of their own."""
+    assert never_matches(pattern) is None
 
 
 @pytest.mark.parametrize("pattern", ["x", "[x-z]", "a(x|y)", "x+", "(?i)X"])
