@@ -153,6 +153,7 @@ class Admin:
         return {
             **asdict(detail.job),
             "input_digest": detail.input_digest,
+            "config_digest": detail.config_digest,
             "n_images": sum(len(images) for images in detail.input.roles.values()),
             "destinations": sorted(detail.destinations),
             "events": [asdict(event) for event in detail.events],

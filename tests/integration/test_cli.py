@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from datetime import datetime
@@ -12,8 +13,10 @@ import pydicom
 import pytest
 from pydicom.uid import MediaStorageDirectoryStorage
 
+from dicom_node.ids import process_identity
 from dicom_node.reading.synthetic import write_series
 from dicom_node.records import Decisions, NewDecision
+from dicom_node.reload import SERVING
 from tests import peers
 from tests.integration.cli_case import CommandLine, head_mr
 from tests.integration.records_case import STUDY, Records, image, new_job, results_of
@@ -406,3 +409,26 @@ def test_a_typo_in_a_condition_ends_with_2(dicom_node):
         dicom_node.config_file.write_text(f"{text}[route.series]\nmatch = [{condition}]\n", encoding="utf-8")
         said = dicom_node("check")
         assert (2, True, True) == (said.status, f"config.toml:{number}: " in said.err, message in said.err), said.err
+
+
+def test_check_shows_what_a_running_process_refused_and_what_waits(dicom_node):
+    """The old rules serve: not well, with the reason; a key that waits for a restart is a note."""
+    folder = dicom_node.folder / "var" / SERVING
+    folder.mkdir(parents=True)
+    said = {
+        "role": "worker",
+        "process": str(process_identity()),
+        "digest": "c0ffee",
+        "since": "2026-01-01T00:00:00+00:00",
+        "restart_needed": ["[receive] port"],
+        "refused": ["config.toml:3: unknown key"],
+        "refused_at": "2026-01-01T00:00:00+00:00",
+    }
+    (folder / "worker-1.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / "worker-2.json").write_text("{", encoding="utf-8")
+    found = dicom_node("check", "--json")
+    assert (1, [(False, "the old rules serve; the file was refused: config.toml:3: unknown key")]) == (
+        found.status,
+        [(one["ok"], one["detail"]) for one in found.json if one["what"] == "rules of the worker"][:1],
+    )
+    assert (True, "note: restart needed: [receive] port") in [(one["ok"], one["detail"]) for one in found.json]
