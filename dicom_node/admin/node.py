@@ -127,7 +127,7 @@ class Admin:
             raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
         return made
 
-    def release(self, study_uids: Sequence[str], *, peer: str | None = None) -> list[str]:
+    def release_rate(self, study_uids: Sequence[str], *, peer: str | None = None) -> list[str]:
         """Let studies be decided that are held because their sender exceeded its rate; return which.
 
         `peer`: all that are held of this [[peer]], in place of named ones.

@@ -73,7 +73,7 @@ def release_studies(
     as_json: JsonOption = False,
 ) -> None:
     """Let studies be decided that are held because their sender exceeded its rate."""
-    released = open_node(config).admin.release(study_uids or [], peer=peer)
+    released = open_node(config).admin.release_rate(study_uids or [], peer=peer)
     if as_json:
         show_json({"released": released})
         return
