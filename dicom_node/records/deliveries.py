@@ -16,7 +16,7 @@ from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
 from dicom_node.records.database import Database
 from dicom_node.records.job_reading import claimed_delivery, delivery_listing, delivery_row
-from dicom_node.records.job_values import ClaimedDelivery, DeliveryRow
+from dicom_node.records.job_values import ClaimedDelivery, DeliveryRow, destinations_from_json
 from dicom_node.records.pauses import read_pauses
 from dicom_node.records.schema import delivery, job, pause, result
 from dicom_node.records.transitions import (
@@ -26,6 +26,8 @@ from dicom_node.records.transitions import (
     advance_job,
     close_delivered_job,
     find_delivery,
+    find_job,
+    queue_deliveries,
 )
 
 
@@ -193,12 +195,14 @@ class Deliveries:
             state = advance_delivery(connection, delivery_id, event, now, **values)
             row = find_delivery(connection, delivery_id)
             job_id = row.job_id
-            job_state = connection.execute(select(job.c.state).where(job.c.id == job_id).with_for_update()).scalar_one()
+            owner = find_job(connection, job_id)
+            job_state = owner.state
             said = "; ".join(filter(None, (f"delivery {delivery_id} to {row.destination}", comment)))
             add_event(connection, job_id, f"delivery_{event}", job_state, job_state, now, actor=actor, reason=said)
             reopens = event is DeliveryEvent.RETRY and job_state in (JobState.DONE, JobState.CANCELLED)
             if reopens or job_state == JobState.FAILED:
                 advance_job(connection, job_id, JobEvent.REDELIVER, now)
+                queue_deliveries(connection, job_id, destinations_from_json(owner.destinations), now)
             close_delivered_job(connection, job_id, now)
         return state
 

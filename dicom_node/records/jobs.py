@@ -243,11 +243,12 @@ class Jobs:
         now = self._clock.now()
         said: dict[str, Any] = {"actor": actor, "comment": comment}
         with self._database.begin() as connection:
-            find_job(connection, job_id)
+            destinations = destinations_from_json(find_job(connection, job_id).destinations)
             filed = select(result.c.id).where(result.c.job_id == job_id).limit(1)
             if connection.execute(filed).first() is None:
                 return advance_job(connection, job_id, JobEvent.RETRY, now, **said, **_AFRESH)
             advance_job(connection, job_id, JobEvent.REDELIVER, now, **said)
+            queue_deliveries(connection, job_id, destinations, now)  # some may have joined while it was cancelled
             again = (
                 DeliveryState.QUEUED,
                 DeliveryState.HELD,
