@@ -19,11 +19,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    Bundle,
     RuleBasedStateMachine,
     initialize,
     invariant,
-    multiple,
     precondition,
     rule,
     run_state_machine_as_test,
@@ -115,8 +113,6 @@ class Delivery:
 class Queue(RuleBasedStateMachine):
     """Every step that the roles of a node, and its administrators, take on the queue."""
 
-    claims = Bundle("claims")
-    sendings = Bundle("sendings")
     steps: ClassVar[int] = 0
     taken: ClassVar[Counter[tuple[str, str]]] = Counter()
     """How often each transition of a job was taken, in all walks."""
@@ -135,6 +131,8 @@ class Queue(RuleBasedStateMachine):
         self.told: list[tuple[Any, ...]] = []
         self.held: dict[int, ClaimedJob] = {}
         self.sent: dict[int, ClaimedDelivery] = {}
+        self.claims: list[ClaimedJob] = []
+        self.sendings: list[ClaimedDelivery] = []
         for plugin, series in zip(PLUGINS, SERIES, strict=True):
             self.enqueue(plugin, ROUTES[0], series, "routine", None, set(DESTINATIONS))
 
@@ -260,11 +258,10 @@ class Queue(RuleBasedStateMachine):
         is_paused = bool({("plugin", one.plugin), ("route", one.route)} & self.paused)
         return one.state is JobState.QUEUED and not is_paused
 
-    @rule(target=claims, worker=st.sampled_from(WORKERS), limited=st.booleans())
-    def claim(self, worker: str, limited: bool) -> object:
+    @rule(worker=st.sampled_from(WORKERS), limited=st.booleans())
+    def claim(self, worker: str, limited: bool) -> None:
         """A worker asks for work."""
-        claimed = self.take(worker, limited=limited)
-        return multiple() if claimed is None else claimed
+        self.take(worker, limited=limited)
 
     def take(self, worker: str, *, limited: bool) -> ClaimedJob | None:
         """Claim the most urgent job that may run, or none."""
@@ -281,6 +278,7 @@ class Queue(RuleBasedStateMachine):
         one.worker, one.leased_until = worker, self.now + LEASE_S
         assert (one.token, one.attempts) == (claimed.token, claimed.attempt)
         self.held[claimed.id] = claimed
+        self.claims.append(claimed)
         return claimed
 
     @precondition(lambda self: any(one.state in (JobState.RUNNING, JobState.QUEUED) for one in self.model.values()))
@@ -295,10 +293,22 @@ class Queue(RuleBasedStateMachine):
     def _running(self) -> list[int]:
         return sorted(number for number, one in self.model.items() if one.state is JobState.RUNNING)
 
-    @rule(claimed=claims, end=st.sampled_from(ENDS))
-    def late_write(self, claimed: ClaimedJob, end: str) -> None:
-        """Whoever ever claimed writes: most of them are zombies by now."""
-        self.write(claimed, end)
+    @precondition(lambda self: bool(self.claims))
+    @rule(data=st.data(), end=st.sampled_from(ENDS), is_taken_over=st.booleans())
+    def late_write(self, data: st.DataObject, end: str, is_taken_over: bool) -> None:
+        """Whoever ever claimed writes: most are zombies by now, the worst of them while an heir runs the same job."""
+        if is_taken_over and self._running():
+            self._take_over(self._running()[0])
+        under_heirs = [
+            one for one in self.claims if self.held[one.id] is not one and self.model[one.id].state is JobState.RUNNING
+        ]
+        self.write(data.draw(st.sampled_from(under_heirs or self.claims)), end)
+
+    def _take_over(self, job_id: int) -> None:
+        """Take a job from its worker by hand, and let workers claim until one has it again, or none can."""
+        self.act(job_id, JobEvent.RETRY)
+        while self.model[job_id].state is JobState.QUEUED and self.take("w1", limited=False) is not None:
+            pass
 
     def write(self, claimed: ClaimedJob, end: str) -> None:
         """Write as the owner; a zombie that tries to changes nothing."""
@@ -494,11 +504,10 @@ class Queue(RuleBasedStateMachine):
             and ("destination", sent.destination) not in self.paused
         )
 
-    @rule(target=sendings, sender=st.sampled_from(SENDERS), destination=st.sampled_from([None, *DESTINATIONS]))
-    def send(self, sender: str, destination: str | None) -> object:
+    @rule(sender=st.sampled_from(SENDERS), destination=st.sampled_from([None, *DESTINATIONS]))
+    def send(self, sender: str, destination: str | None) -> None:
         """A sender asks for something to send."""
-        claimed = self.take_delivery(sender, destination)
-        return multiple() if claimed is None else claimed
+        self.take_delivery(sender, destination)
 
     def take_delivery(self, sender: str, destination: str | None) -> ClaimedDelivery | None:
         """Claim the oldest delivery that is due, or none."""
@@ -517,6 +526,7 @@ class Queue(RuleBasedStateMachine):
         sent.leased_until, sent.not_before = self.now + LEASE_S, 0.0
         assert sent.token == claimed.token
         self.sent[claimed.id] = claimed
+        self.sendings.append(claimed)
         return claimed
 
     @precondition(lambda self: any(one.state is JobState.DELIVERING for one in self.model.values()))
@@ -531,10 +541,19 @@ class Queue(RuleBasedStateMachine):
     def _sending(self) -> list[int]:
         return sorted(k for k, sent in self._deliveries().items() if sent.state is DeliveryState.SENDING)
 
-    @rule(claimed=sendings, end=st.sampled_from(ANSWERS))
-    def late_answer(self, claimed: ClaimedDelivery, end: str) -> None:
-        """The destination answers whoever ever sent: most of them are zombies by now."""
-        self.answer(claimed, end)
+    @precondition(lambda self: bool(self.sendings))
+    @rule(data=st.data(), end=st.sampled_from(ANSWERS), is_taken_over=st.booleans())
+    def late_answer(self, data: st.DataObject, end: str, is_taken_over: bool) -> None:
+        """The destination answers whoever ever sent: most are zombies, the worst while an heir sends the same."""
+        if is_taken_over and self._sending():
+            self._reap_deliveries({str(self._deliveries()[self._sending()[0]].sender)})
+            while self.take_delivery("s1", None) is not None:
+                pass
+        sent = self._deliveries()
+        under_heirs = [
+            one for one in self.sendings if self.sent[one.id] is not one and sent[one.id].state is DeliveryState.SENDING
+        ]
+        self.answer(data.draw(st.sampled_from(under_heirs or self.sendings)), end)
 
     def answer(self, claimed: ClaimedDelivery, end: str) -> None:
         """Write the destination's answer, which a sender that is no longer the owner cannot."""
