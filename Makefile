@@ -24,7 +24,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # With CI=true or TRAIN=1 the tests of training run as well.
 TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
 
-BENCHMARKS ?= receive response send index
+BENCHMARKS ?= receive response send index queue
 
 .PHONY: help demo test test-long bench check run clean peers install-train
 

@@ -203,14 +203,19 @@ def make_phantom(folder: Path) -> list[Path]:
     return sorted((folder / "dicom").iterdir())
 
 
-@contextmanager
-def purging(folder: Path, *, count: int, size_bytes: int, per_s: float) -> Iterator[None]:
-    """Make the files of an older study, and delete them beside what runs, so many a second."""
+def make_old_files(folder: Path, *, count: int, size_bytes: int) -> None:
+    """Make the files of an older study."""
     folder.mkdir()
     for number in range(count):
         with (folder / f"{number:06d}.dcm").open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     os.sync()
+
+
+@contextmanager
+def purging(folder: Path, *, count: int, size_bytes: int, per_s: float) -> Iterator[None]:
+    """Make the files of an older study, and delete them beside what runs, so many a second."""
+    make_old_files(folder, count=count, size_bytes=size_bytes)
     process = subprocess.Popen([sys.executable, "-c", PURGE, str(folder), str(per_s)])
     try:
         yield

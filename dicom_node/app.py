@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dicom_node.indexing import Index
     from dicom_node.infer import PluginRegistry
     from dicom_node.receive.listener import Wrap
-    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
+    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Pauses, Studies
 
 SHIPPED = Path(__file__).parent / "shipped"
 """What an installed wheel brings along; in a checkout the same folders stand at its top."""
@@ -109,6 +109,13 @@ class Node:
         from dicom_node.records import Deliveries
 
         return Deliveries(self.database)
+
+    @cached_property
+    def pauses(self) -> Pauses:
+        """What is paused."""
+        from dicom_node.records import Pauses
+
+        return Pauses(self.database)
 
     @cached_property
     def store(self) -> InstanceStore:

@@ -20,7 +20,7 @@ class JobState(StrEnum):
     WAITING = "waiting"  # a retry is due later (back-off)
     QUEUED = "queued"  # ready for any worker
     RUNNING = "running"  # a worker holds the lease
-    HELD = "held"  # an administrator stopped it
+    HELD = "held"  # an administrator stopped it, or it was set aside: it ended its worker again and again
     DELIVERING = "delivering"  # results are filed; deliveries are under way
     DONE = "done"  # every delivery ended well, or was skipped
     WITHHELD = "withheld"  # the plausibility gate kept the result back
@@ -41,6 +41,7 @@ class JobEvent(StrEnum):
     WAKE = "wake"  # its back-off is over
     FAIL = "fail"  # no attempt is left, or the error is final
     LEASE_EXPIRED = "lease_expired"  # its worker died or stalled
+    SET_ASIDE = "set_aside"  # its worker died once more; it is not tried again by itself
     GIVE_BACK = "give_back"  # its worker is being stopped
     HOLD = "hold"
     RELEASE = "release"
@@ -58,11 +59,12 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
         (JobState.RUNNING, JobEvent.REFUSE): JobState.REFUSED,
         (JobState.RUNNING, JobEvent.RETRY_LATER): JobState.WAITING,
         (JobState.RUNNING, JobEvent.LEASE_EXPIRED): JobState.QUEUED,
+        (JobState.RUNNING, JobEvent.SET_ASIDE): JobState.HELD,
         (JobState.RUNNING, JobEvent.GIVE_BACK): JobState.QUEUED,
         (JobState.RUNNING, JobEvent.FAIL): JobState.FAILED,
         (JobState.DELIVERING, JobEvent.FINISH): JobState.DONE,
         (JobState.DELIVERING, JobEvent.FAIL): JobState.FAILED,
-        **{(state, JobEvent.HOLD): JobState.HELD for state in (JobState.WAITING, JobState.QUEUED)},
+        **{(state, JobEvent.HOLD): JobState.HELD for state in (JobState.WAITING, JobState.QUEUED, JobState.RUNNING)},
         (JobState.HELD, JobEvent.RELEASE): JobState.QUEUED,
         **{
             (state, JobEvent.CANCEL): JobState.CANCELLED
@@ -72,6 +74,7 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
             (state, JobEvent.RETRY): JobState.QUEUED
             for state in (
                 JobState.WAITING,
+                JobState.RUNNING,
                 JobState.HELD,
                 JobState.WITHHELD,
                 JobState.REFUSED,
@@ -81,7 +84,7 @@ JOB_TRANSITIONS: Final[Mapping[tuple[JobState, JobEvent], JobState]] = MappingPr
         },
         **{
             (state, JobEvent.REDELIVER): JobState.DELIVERING
-            for state in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+            for state in (JobState.DELIVERING, JobState.DONE, JobState.FAILED, JobState.CANCELLED)
         },
     }
 )
@@ -135,7 +138,13 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
         (DeliveryState.QUEUED, DeliveryEvent.SKIP): DeliveryState.SKIPPED,
         **{
             (state, DeliveryEvent.RETRY): DeliveryState.QUEUED
-            for state in (DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.FAILED, DeliveryState.SKIPPED)
+            for state in (
+                DeliveryState.QUEUED,  # at once, without the rest of its back-off
+                DeliveryState.HELD,
+                DeliveryState.REFUSED,
+                DeliveryState.FAILED,
+                DeliveryState.SKIPPED,
+            )
         },
         **{
             (state, DeliveryEvent.SKIP): DeliveryState.SKIPPED

@@ -29,6 +29,7 @@ from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_
 from dicom_node.errors import (
     DicomNodeError,
     LeaseLostError,
+    RecordsError,
     RefusedInputError,
 )
 from dicom_node.filing import ResultStore
@@ -246,6 +247,8 @@ class Decision:
             parameters={"model_sha256": plugin.model_sha256, "spec_sha256": plugin.manifest.spec_sha256()},
             destinations={name: kinds[name] for name in route.destinations},
             priority=route.priority,
+            target_s=route.target_s,
+            engine=plugin.manifest.runtime.engines[0],
             result_roles=RESULT_ROLES,
             max_attempts=self._rules.config.worker.max_attempts,
         )
@@ -324,7 +327,8 @@ class Work:
 
     def step(self) -> bool:
         """Do one job, if there is one; return whether there was."""
-        job = self._jobs.claim(self._worker, self._settings.lease_s)
+        limits = self._settings.engine_slots.limits()
+        job = self._jobs.claim(self._worker, self._settings.lease_s, engine_slots=limits)
         if job is None:
             return False
         self._log.info("job.claimed", job_id=job.id, plugin=job.plugin, attempt=job.attempt)
@@ -335,6 +339,8 @@ class Work:
             self._log.warning("job.lost", job_id=job.id)
         except DicomNodeError as error:
             self._end(job, error)
+        except Exception as error:
+            self._end(job, DicomNodeError(f"unexpected {type(error).__name__}: {error}"))
         else:
             self._log.info("job.ended", job_id=job.id, state=state)
         return True
@@ -416,6 +422,8 @@ class Work:
                 except LeaseLostError:
                     lost.set()
                     return
+                except RecordsError:  # locked or full for the moment: the next beat may come in time
+                    self._log.warning("lease.not_renewed", job_id=job.id)
 
         thread = threading.Thread(target=beat, name=f"lease-{job.id}", daemon=True)
         thread.start()

@@ -119,6 +119,7 @@ BROAD_EXCEPT: dict[str, str] = {
     "dicom_node/receive/connection.py": "request boundary: an object that fails is drained; the answer tells",
     "dicom_node/receive/negotiation.py": "request boundary: bytes from strangers in a foreign decoder",
     "dicom_node/receive/listener.py": "request boundary: one request or association must not end the listener",
+    "dicom_node/pipeline.py": "request boundary: a job that raises anything fails with the reason",
     "dicom_node/roles.py": "process boundary: a role's loop logs, waits and goes on",
 }
 """File -> which process or request boundary it stands at."""

@@ -45,7 +45,7 @@ def _parse(group: Any, words: list[str], name: str = "dicom-node") -> None:
         When there is no such command, option or argument, or one is missing.
     """
     if not hasattr(group, "get_command"):
-        group.make_context(name, ["1" if word == "JOB" else word for word in words])
+        group.make_context(name, ["1" if word in ("JOB", "DELIVERY") else word for word in words])
         return
     word, *rest = words
     context = typer.Context(group, info_name=name)

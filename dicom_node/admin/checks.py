@@ -27,6 +27,7 @@ def local(node: Parts) -> list[dict[str, Any]]:
     found.append(_entry("database", database.integrity == "ok", f"{database.version}, integrity {database.integrity}"))
     if database.warning:
         found.append(_entry("database", True, f"note: {database.warning}"))
+    found += _pauses(node)
     found += _ports(node.config)
     found += _certificates(node)
     found += _plugins(node)
@@ -167,6 +168,18 @@ def _serving(node: Parts) -> list[dict[str, Any]]:
             found.append(_entry(what, True, f"{one.digest[:12]} since {one.since.astimezone():%Y-%m-%d %H:%M:%S}"))
         found += [_entry(what, True, f"note: restart needed: {key}") for key in one.restart_needed]
     return found
+
+
+def _pauses(node: Parts) -> list[dict[str, Any]]:
+    """Say what an administrator has paused: forgotten pauses look like a broken node."""
+    return [
+        _entry(
+            f"{one.kind} {one.name}",
+            True,
+            f"note: paused since {one.at:%Y-%m-%d %H:%M} UTC by {one.actor}: {one.reason}",
+        )
+        for one in node.pauses.list()
+    ]
 
 
 def _entry(what: str, ok: bool, detail: str) -> dict[str, Any]:

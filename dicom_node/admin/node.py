@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from dicom_node.admin.queue import QueueAdmin, account
 from dicom_node.clock import Clock
 from dicom_node.config import Config
 from dicom_node.config.schema import Address, Peer
@@ -23,7 +24,7 @@ from dicom_node.study import StudyView
 
 if TYPE_CHECKING:
     from dicom_node.infer import PluginRegistry
-    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
+    from dicom_node.records import Database, Decisions, Deliveries, Jobs, Pauses, Studies
 
 
 class Parts(Protocol):
@@ -84,6 +85,11 @@ class Parts(Protocol):
         ...
 
     @property
+    def pauses(self) -> Pauses:
+        """What is paused."""
+        ...
+
+    @property
     def registry(self) -> PluginRegistry:
         """The plugins."""
         ...
@@ -99,6 +105,7 @@ class Admin:
 
     def __init__(self, node: Parts) -> None:
         self._node = node
+        self.queue = QueueAdmin(node, actor=account())
 
     # Studies, jobs, deliveries
 
@@ -122,7 +129,7 @@ class Admin:
             When there is no such study, or it never had a job.
         """
         self._node.studies.show(study_uid)
-        made = list(self._node.jobs.reprocess_study(study_uid))
+        made = list(self._node.jobs.reprocess_study(study_uid, actor=account()))
         if not made:
             raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
         return made
@@ -161,14 +168,6 @@ class Admin:
             "results": [asdict(result) for result in detail.results],
             "deliveries": [asdict(delivery) for delivery in detail.deliveries],
         }
-
-    def retry_job(self, job_id: int) -> None:
-        """Queue an ended job again."""
-        self._node.jobs.retry(job_id)
-
-    def cancel_job(self, job_id: int) -> None:
-        """End a job."""
-        self._node.jobs.cancel(job_id, "cancelled by an administrator")
 
     def deliveries(self) -> list[dict[str, Any]]:
         """Return every delivery, oldest first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -17,7 +18,7 @@ route = typer.Typer(help="Rules.", no_args_is_help=True, rich_markup_mode=None)
 STUDY_COLUMNS = (
     *("study_instance_uid", "state", "n_series", "n_instances", "last_received", "decisions", "jobs", "reason"),
 )
-JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "attempts", "generation", "reason")
+JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "due_at", "attempts", "generation", "reason")
 DELIVERY_COLUMNS = ("id", "job_id", "kind", "destination", "state", "attempts", "status", "reason")
 REPLAY_COLUMNS = ("study_instance_uid", "route", "old_outcome", "new_outcome", "effect", "new_reason")
 REPLAY_TOTALS = ("route", "starts", "stops", "other_series", "other_plugin", "other_reason", "unchanged")
@@ -25,6 +26,28 @@ DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "job_id
 
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
 JobId = Annotated[int, typer.Argument(metavar="JOB", help="Number of the job.")]
+DeliveryId = Annotated[int, typer.Argument(metavar="DELIVERY", help="Number of the delivery.")]
+CommentOption = Annotated[str | None, typer.Option("--comment", help="Why; kept in the job's events.")]
+
+
+class Priority(StrEnum):
+    """Where a job stands in the queue."""
+
+    STAT = "stat"
+    HIGH = "high"
+    ROUTINE = "routine"
+
+
+class PauseKind(StrEnum):
+    """What can be paused."""
+
+    PLUGIN = "plugin"
+    ROUTE = "route"
+    DESTINATION = "destination"
+
+
+PauseKindArgument = Annotated[PauseKind, typer.Argument(metavar="plugin|route|destination")]
+PauseName = Annotated[str, typer.Argument(metavar="NAME", help="As the configuration calls it.")]
 
 
 def register(cli: typer.Typer) -> None:
@@ -33,6 +56,8 @@ def register(cli: typer.Typer) -> None:
     cli.add_typer(jobs, name="jobs")
     cli.add_typer(deliveries, name="deliveries")
     cli.add_typer(route, name="route")
+    cli.command("pause")(pause)
+    cli.command("resume")(resume)
 
 
 @studies.command("list")
@@ -94,7 +119,7 @@ def show_job(job_id: JobId, config: ConfigOption = None, as_json: JsonOption = F
         show_json(entry)
         return
     show([entry], (*JOB_COLUMNS, "engine"), as_json=False)
-    show(entry["events"], ("at", "event", "from_state", "to_state", "reason"), as_json=False, title="events")
+    show(entry["events"], ("at", "event", "from_state", "to_state", "actor", "reason"), as_json=False, title="events")
     show(
         entry["attempts_made"],
         ("started_at", "ended_at", "worker", "outcome", "reason"),
@@ -106,23 +131,83 @@ def show_job(job_id: JobId, config: ConfigOption = None, as_json: JsonOption = F
 
 
 @jobs.command("retry")
-def retry_job(job_id: JobId, config: ConfigOption = None) -> None:
-    """Queue a job again that failed, was refused, withheld, held or cancelled; its attempts count afresh."""
-    open_node(config).admin.retry_job(job_id)
-    say(f"job {job_id} is queued")
+def retry_job(job_id: JobId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Queue a job again that failed, waits, hangs, was refused, withheld, held or cancelled; attempts count afresh."""
+    _say_job(job_id, open_node(config).admin.queue.retry_job(job_id, comment))
 
 
 @jobs.command("cancel")
-def cancel_job(job_id: JobId, config: ConfigOption = None) -> None:
+def cancel_job(job_id: JobId, comment: CommentOption = None, config: ConfigOption = None) -> None:
     """End a job that is not finished; a running one is stopped."""
-    open_node(config).admin.cancel_job(job_id)
-    say(f"job {job_id} is cancelled")
+    _say_job(job_id, open_node(config).admin.queue.cancel_job(job_id, comment))
+
+
+@jobs.command("hold")
+def hold_job(job_id: JobId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Keep a job from running until it is released; a running one is stopped."""
+    _say_job(job_id, open_node(config).admin.queue.hold_job(job_id, comment))
+
+
+@jobs.command("release")
+def release_job(job_id: JobId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Let a held job run; attempts count afresh."""
+    _say_job(job_id, open_node(config).admin.queue.release_job(job_id, comment))
+
+
+@jobs.command("priority")
+def prioritise_job(
+    job_id: JobId,
+    priority: Annotated[Priority, typer.Argument(metavar="stat|high|routine")],
+    comment: CommentOption = None,
+    config: ConfigOption = None,
+) -> None:
+    """Give a job that has not run yet another place in the queue."""
+    state = open_node(config).admin.queue.prioritise_job(job_id, priority.value, comment)
+    say(f"job {job_id} is {state}, priority {priority.value}")
+
+
+def _say_job(job_id: int, state: str) -> None:
+    say(f"job {job_id} is {state}")
 
 
 @deliveries.command("list")
 def list_deliveries(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List deliveries with each destination's last answer."""
     show(open_node(config).admin.deliveries(), DELIVERY_COLUMNS, as_json=as_json)
+
+
+@deliveries.command("retry")
+def retry_delivery(delivery_id: DeliveryId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Send a delivery again that failed, was refused, held or skipped; one that waits for its next try goes at once."""
+    _say_delivery(delivery_id, open_node(config).admin.queue.retry_delivery(delivery_id, comment))
+
+
+@deliveries.command("hold")
+def hold_delivery(delivery_id: DeliveryId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Keep a delivery from being sent until it is retried or skipped."""
+    _say_delivery(delivery_id, open_node(config).admin.queue.hold_delivery(delivery_id, comment))
+
+
+@deliveries.command("skip")
+def skip_delivery(delivery_id: DeliveryId, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Do without a delivery: its job may end well without it."""
+    _say_delivery(delivery_id, open_node(config).admin.queue.skip_delivery(delivery_id, comment))
+
+
+def _say_delivery(delivery_id: int, state: str) -> None:
+    say(f"delivery {delivery_id} is {state}")
+
+
+def pause(kind: PauseKindArgument, name: PauseName, comment: CommentOption = None, config: ConfigOption = None) -> None:
+    """Pause a plugin or a route (their jobs stay queued), or a destination (nothing is sent to it), until `resume`."""
+    open_node(config).admin.queue.pause(kind.value, name, comment)
+    say(f"{kind.value} {name} is paused")
+
+
+def resume(kind: PauseKindArgument, name: PauseName, config: ConfigOption = None) -> None:
+    """Let a paused plugin, route or destination go on."""
+    open_node(config).admin.queue.resume(kind.value, name)
+    say(f"{kind.value} {name} goes on")
 
 
 @route.command("explain")

@@ -215,11 +215,23 @@ class StorageSettings(Table):
     """Write-ahead journal for small instances; 0: none."""
 
 
+class EngineSlots(Table):
+    """[worker.engine_slots]: jobs at the same time on one engine, in all workers together."""
+
+    onnxruntime: Annotated[int, Field(ge=1)] | None = None
+    """None: as many as there are slots."""
+
+    def limits(self) -> dict[str, int]:
+        """Return the engines that have a limit."""
+        return {name: count for name, count in self.model_dump().items() if count is not None}
+
+
 class WorkerSettings(Table):
     """[worker]"""
 
     slots: Annotated[int, Field(ge=1, le=64)] = 1
-    """Jobs that infer at the same time."""
+    """Jobs that infer at the same time, in one worker process."""
+    engine_slots: EngineSlots = EngineSlots()
     lease_s: Seconds = 30.0
     """A worker that gives no sign of life for so long loses its job to another."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
@@ -324,6 +336,8 @@ class Route(Table):
     """Names of [[destination]]; empty: results stay on the node."""
     enabled: bool = True
     priority: Literal["routine", "high", "stat"] = "routine"
+    target_s: Seconds | None = None
+    """From the last image to the result; None: 300 for stat, 900 for high, 3600 for routine."""
     start: Literal["series", "study"] = "series"
     """"series": each series as soon as it is complete; "study": one series of the complete study."""
     max_study_age_days: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -1,7 +1,7 @@
 """The records of the node: one database, and the only SQL in the house.
 
-One file per aggregate: `studies`, `jobs`, `deliveries`, `decisions`. Values go in and come out; a caller never sees a
-connection, except to join `enqueue` to a transaction of its own.
+One file per aggregate: `studies`, `jobs`, `deliveries`, `decisions`, `pauses`. Values go in and come out; a caller
+never sees a connection, except to join `enqueue` to a transaction of its own.
 """
 
 from dicom_node.records.database import Database, DatabaseCheck, open_database
@@ -17,8 +17,10 @@ from dicom_node.records.job_values import (
     JobRow,
     NewJob,
     NewResult,
+    Priority,
 )
 from dicom_node.records.jobs import Jobs
+from dicom_node.records.pauses import PauseKind, PauseRow, Pauses
 from dicom_node.records.studies import Studies
 from dicom_node.records.study_values import (
     LiveAssociation,
@@ -50,6 +52,10 @@ __all__ = [
     "NewJob",
     "NewResult",
     "OnConflict",
+    "PauseKind",
+    "PauseRow",
+    "Pauses",
+    "Priority",
     "SeriesEvidence",
     "Studies",
     "StudyEvidence",

@@ -16,9 +16,19 @@ from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
 from dicom_node.records.database import Database
 from dicom_node.records.job_reading import claimed_delivery, delivery_listing, delivery_row
-from dicom_node.records.job_values import FORWARDED_KIND, ClaimedDelivery, DeliveryRow
-from dicom_node.records.schema import delivery, instance, job, result
-from dicom_node.records.transitions import advance_delivery, advance_job, close_delivered_job, find_delivery
+from dicom_node.records.job_values import FORWARD, FORWARDED_KIND, ClaimedDelivery, DeliveryRow, destinations_from_json
+from dicom_node.records.pauses import read_pauses
+from dicom_node.records.schema import delivery, instance, job, pause, result
+from dicom_node.records.transitions import (
+    NODE,
+    add_event,
+    advance_delivery,
+    advance_job,
+    close_delivered_job,
+    find_delivery,
+    find_job,
+    queue_deliveries,
+)
 
 
 class Deliveries:
@@ -37,7 +47,10 @@ class Deliveries:
             return tuple(sorted(connection.execute(query).scalars()))
 
     def claim(self, destination: str | None, sender: str, lease_s: float) -> ClaimedDelivery | None:
-        """Take the oldest delivery that is due, to one destination or (None) to any; None when there is none."""
+        """Take the oldest delivery that is due, to one destination or (None) to any; None when there is none.
+
+        Nothing is due to a destination that is paused.
+        """
         now = self._clock.now()
         chosen = select(delivery.c.id).where(_is_due(now)).order_by(delivery.c.id).limit(1)
         if destination is not None:
@@ -120,17 +133,17 @@ class Deliveries:
 
     # The administrator
 
-    def retry(self, delivery_id: int) -> DeliveryState:
-        """Queue a delivery that ended without success, or was held, again."""
-        return self._administer(delivery_id, DeliveryEvent.RETRY, not_before=None, refusals=0)
+    def retry(self, delivery_id: int, *, actor: str = NODE, comment: str | None = None) -> DeliveryState:
+        """Send a delivery that ended without success, was held, or waits for its back-off, as soon as may be."""
+        return self._administer(delivery_id, DeliveryEvent.RETRY, actor, comment, not_before=None, refusals=0)
 
-    def hold(self, delivery_id: int, reason: str) -> DeliveryState:
+    def hold(self, delivery_id: int, reason: str, *, actor: str = NODE) -> DeliveryState:
         """Keep a delivery from being sent."""
-        return self._administer(delivery_id, DeliveryEvent.HOLD, reason=reason)
+        return self._administer(delivery_id, DeliveryEvent.HOLD, actor, reason, reason=reason)
 
-    def skip(self, delivery_id: int, reason: str) -> DeliveryState:
+    def skip(self, delivery_id: int, reason: str, *, actor: str = NODE) -> DeliveryState:
         """Do without a delivery."""
-        return self._administer(delivery_id, DeliveryEvent.SKIP, reason=reason)
+        return self._administer(delivery_id, DeliveryEvent.SKIP, actor, reason, reason=reason)
 
     # Reading
 
@@ -142,7 +155,8 @@ class Deliveries:
         if state is not None:
             query = query.where(delivery.c.state == state)
         with self._database.read() as connection:
-            return tuple(map(delivery_row, connection.execute(query)))
+            pauses = read_pauses(connection)
+            return tuple(delivery_row(row, pauses) for row in connection.execute(query))
 
     def counts(self) -> dict[DeliveryState, int]:
         """Return how many deliveries stand in each state."""
@@ -168,16 +182,26 @@ class Deliveries:
             advance_delivery(connection, seen.id, DeliveryEvent.LEASE_EXPIRED, now, reason="its sender died or stalled")
         return True
 
-    def _administer(self, delivery_id: int, event: DeliveryEvent, **values: Any) -> DeliveryState:
-        """Apply an administrator's event; a job that had ended because of this delivery is judged anew."""
+    def _administer(
+        self, delivery_id: int, event: DeliveryEvent, actor: str, comment: str | None, **values: Any
+    ) -> DeliveryState:
+        """Apply an administrator's event, and tell it in the job's story.
+
+        A job that had ended because of this delivery is judged anew.
+        """
         now = self._clock.now()
         with self._database.begin() as connection:
             state = advance_delivery(connection, delivery_id, event, now, **values)
-            job_id = find_delivery(connection, delivery_id).job_id
-            job_state = connection.execute(select(job.c.state).where(job.c.id == job_id).with_for_update()).scalar_one()
+            row = find_delivery(connection, delivery_id)
+            job_id = row.job_id
+            owner = find_job(connection, job_id)
+            job_state = owner.state
+            said = "; ".join(filter(None, (f"delivery {delivery_id} to {row.destination}", comment)))
+            add_event(connection, job_id, f"delivery_{event}", job_state, job_state, now, actor=actor, reason=said)
             reopens = event is DeliveryEvent.RETRY and job_state in (JobState.DONE, JobState.CANCELLED)
             if reopens or job_state == JobState.FAILED:
                 advance_job(connection, job_id, JobEvent.REDELIVER, now)
+                queue_deliveries(connection, job_id, destinations_from_json(owner.destinations), now)
             close_delivered_job(connection, job_id, now)
         return state
 
@@ -198,10 +222,18 @@ def _what_is_sent(row: Row[Any]) -> Select[Any]:
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
-    """Return the condition of being sent now: queued, its back-off over, its job not cancelled."""
-    delivering = select(job.c.id).where(job.c.id == delivery.c.job_id, job.c.state == JobState.DELIVERING)
+    """Return the condition of being sent now: queued, its back-off over, its job not cancelled, no pause."""
+    paused = select(pause.c.name).where(pause.c.kind == "destination", pause.c.name == delivery.c.destination)
+    paused_routes = select(pause.c.name).where(pause.c.kind == "route")
+    delivering = select(job.c.id).where(
+        job.c.id == delivery.c.job_id,
+        job.c.state == JobState.DELIVERING,
+        # What was inferred goes out; a route that forwards has nothing but its deliveries to pause.
+        or_(job.c.plugin != FORWARD, job.c.route.not_in(paused_routes)),
+    )
     return (
         (delivery.c.state == DeliveryState.QUEUED)
         & or_(delivery.c.not_before.is_(None), delivery.c.not_before <= now)
         & delivering.exists()
+        & ~paused.exists()
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dicom_node.records.job_values import (
     destinations_from_json,
     input_from_json,
 )
+from dicom_node.records.pauses import PauseKind, PauseRow, read_pauses, words_for
 from dicom_node.records.schema import attempt, delivery, job, job_event, result
 
 
@@ -49,8 +51,10 @@ def claimed_job(row: Row[Any]) -> ClaimedJob:
     )
 
 
-def job_row(row: Row[Any]) -> JobRow:
-    """Return one line of `jobs list`."""
+def job_row(row: Row[Any], pauses: Sequence[PauseRow] = ()) -> JobRow:
+    """Return one line of `jobs list`; the reason of a queued job that may not be claimed now is its pause."""
+    is_queued = row.state == JobState.QUEUED
+    named: set[tuple[PauseKind, str]] = {("plugin", row.plugin), ("route", row.route)} if is_queued else set()
     return JobRow(
         id=row.id,
         plugin=row.plugin,
@@ -60,12 +64,13 @@ def job_row(row: Row[Any]) -> JobRow:
         series_instance_uid=row.series_instance_uid,
         state=JobState(row.state),
         priority=row.priority,
+        due_at=row.due_at,
         attempts=row.attempts,
         generation=row.generation,
         superseded_by=row.superseded_by,
         outcome=row.outcome,
         engine=row.engine,
-        reason=row.reason,
+        reason=words_for(pauses, named) or row.reason,
         received_at=row.received_at,
         queued_at=row.queued_at,
         started_at=row.started_at,
@@ -80,8 +85,9 @@ def job_detail(connection: Connection, row: Row[Any]) -> JobDetail:
     attempts = connection.execute(select(attempt).where(attempt.c.job_id == row.id).order_by(attempt.c.token))
     results = connection.execute(select(result).where(result.c.job_id == row.id).order_by(result.c.id))
     deliveries = connection.execute(delivery_listing().where(delivery.c.job_id == row.id))
+    pauses = read_pauses(connection)
     return JobDetail(
-        job=job_row(row),
+        job=job_row(row, pauses),
         parameters=row.parameters,
         input=input_from_json(row.input),
         input_digest=row.input_digest,
@@ -91,7 +97,7 @@ def job_detail(connection: Connection, row: Row[Any]) -> JobDetail:
         events=tuple(map(_event_row, events)),
         attempts=tuple(map(_attempt_row, attempts)),
         results=tuple(map(_result_row, results)),
-        deliveries=tuple(map(delivery_row, deliveries)),
+        deliveries=tuple(delivery_row(one, pauses) for one in deliveries),
     )
 
 
@@ -110,8 +116,10 @@ def delivery_listing() -> Select[Any]:
     )
 
 
-def delivery_row(row: Row[Any]) -> DeliveryRow:
-    """Return one line of `deliveries list`, from a row of `delivery_listing`."""
+def delivery_row(row: Row[Any], pauses: Sequence[PauseRow] = ()) -> DeliveryRow:
+    """Return one line of `deliveries list`, from a row of `delivery_listing`; a pause goes before the last answer."""
+    is_queued = row.state == DeliveryState.QUEUED
+    named: set[tuple[PauseKind, str]] = {("destination", row.destination)} if is_queued else set()
     return DeliveryRow(
         id=row.id,
         job_id=row.job_id,
@@ -123,7 +131,7 @@ def delivery_row(row: Row[Any]) -> DeliveryRow:
         attempts=row.attempts,
         refusals=row.refusals,
         status=row.status,
-        reason=row.reason,
+        reason=words_for(pauses, named) or row.reason,
         not_before=row.not_before,
         queued_at=row.queued_at,
         finished_at=row.finished_at,
@@ -149,7 +157,14 @@ def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
 
 
 def _event_row(row: Row[Any]) -> JobEventRow:
-    return JobEventRow(event=row.event, from_state=row.from_state, to_state=row.to_state, reason=row.reason, at=row.at)
+    return JobEventRow(
+        event=row.event,
+        from_state=row.from_state,
+        to_state=row.to_state,
+        actor=row.actor,
+        reason=row.reason,
+        at=row.at,
+    )
 
 
 def _attempt_row(row: Row[Any]) -> AttemptRow:

@@ -23,6 +23,10 @@ FORWARDED_KIND: Final = "instance"
 PRIORITY_RANK: Final[Mapping[str, int]] = {"stat": 0, "high": 1, "routine": 2}
 """What is claimed first."""
 
+TARGET_S: Final[Mapping[str, float]] = {"stat": 300.0, "high": 900.0, "routine": 3600.0}
+"""From the last image to the result, where the route states none: every job has a deadline, so that work with a stated
+one never keeps the rest waiting for ever."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewJob:
@@ -41,6 +45,10 @@ class NewJob:
     destinations: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Name of a destination -> kinds of result that it takes ("sr", "seg")."""
     priority: Priority = "routine"
+    target_s: float | None = None
+    """From the last image to the result; None: TARGET_S of the priority."""
+    engine: str = "onnxruntime"
+    """The runtime that it takes a slot of."""
     result_roles: tuple[str, ...] = ()
     """What UIDs are allocated for, for example "seg.instance"; see `ids.derived_uid`."""
     max_attempts: int = 3
@@ -99,6 +107,8 @@ class JobRow:
     series_instance_uid: str | None
     state: JobState
     priority: Priority
+    due_at: datetime
+    """When the result is wanted: within a priority the nearest is claimed first."""
     attempts: int
     generation: int
     superseded_by: int | None
@@ -118,10 +128,12 @@ class JobEventRow:
     """One thing that happened to a job."""
 
     event: str
-    """A lifecycle.JobEvent, or "enqueue"."""
+    """A lifecycle.JobEvent; or "enqueue", "priority", "delivery_hold", "delivery_skip", "delivery_retry"."""
     from_state: str | None
     to_state: str
-    reason: str | None
+    actor: str
+    """A worker, an account, or the part of the node that acted."""
+    reason: str
     at: datetime
 
 

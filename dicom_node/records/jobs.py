@@ -7,30 +7,36 @@ token. What died is found by its lease (`reap`). Only `transitions` writes a sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
 
-from dicom_node.errors import LeaseLostError
+from dicom_node.errors import IllegalTransitionError, LeaseLostError
 from dicom_node.ids import new_uid
-from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_job_state
+from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState
+from dicom_node.records.claiming import claim_next
 from dicom_node.records.database import Database
 from dicom_node.records.job_reading import claimed_job, job_detail, job_row
 from dicom_node.records.job_values import (
     FORWARD,
     PRIORITY_RANK,
+    TARGET_S,
     ClaimedJob,
     JobDetail,
     JobRow,
     NewJob,
     NewResult,
+    Priority,
     destinations_from_json,
 )
+from dicom_node.records.pauses import read_pauses
 from dicom_node.records.queueing import enqueue_job, reprocess_job
-from dicom_node.records.schema import attempt, delivery, job, result
+from dicom_node.records.schema import delivery, job, result
 from dicom_node.records.transitions import (
+    NODE,
     add_event,
     advance_delivery,
     advance_job,
@@ -39,7 +45,13 @@ from dicom_node.records.transitions import (
     queue_deliveries,
 )
 
-_RANK = case(PRIORITY_RANK, value=job.c.priority, else_=len(PRIORITY_RANK))
+WORKER_DEATHS: Final = 2
+"""So many processes may die while they have a job; then it is set aside, for it may be what kills them."""
+
+_AFRESH: Final[Mapping[str, Any]] = {"attempts": 0, "worker_deaths": 0, "not_before": None}
+"""What a job begins with when an administrator queues it."""
+
+_NOT_FILED: Final = frozenset({JobState.WAITING, JobState.QUEUED, JobState.HELD, JobState.RUNNING})
 
 
 class Jobs:
@@ -69,38 +81,18 @@ class Jobs:
 
     # Working
 
-    def claim(self, worker: str, lease_s: float) -> ClaimedJob | None:
-        """Take the next queued job, by priority, then by age; None when there is none."""
+    def claim(
+        self, worker: str, lease_s: float, *, engine_slots: Mapping[str, int] = MappingProxyType({})
+    ) -> ClaimedJob | None:
+        """Take the next queued job, by priority, then by deadline; None when there is none that may run now.
+
+        Jobs of a paused plugin or route stay queued, and so do those of an engine of which as many run as
+        `engine_slots` says, whoever runs them; an engine that it does not name has no limit.
+        """
         now = self._clock.now()
-        chosen = (
-            select(job.c.id)
-            .where(job.c.state == JobState.QUEUED, or_(job.c.not_before.is_(None), job.c.not_before <= now))
-            .order_by(_RANK, job.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
-            .scalar_subquery()
-        )
-        running = next_job_state(JobState.QUEUED, JobEvent.CLAIM)
-        take = update(job).where(job.c.id == chosen, job.c.state == JobState.QUEUED)
         with self._database.begin() as connection:
-            row = connection.execute(
-                take.values(
-                    state=running,
-                    token=job.c.token + 1,
-                    attempts=job.c.attempts + 1,
-                    worker=worker,
-                    lease_s=lease_s,
-                    leased_until=now + timedelta(seconds=lease_s),
-                    started_at=now,
-                    not_before=None,
-                    reason=None,
-                ).returning(job)
-            ).first()
-            if row is None:
-                return None
-            add_event(connection, row.id, JobEvent.CLAIM, JobState.QUEUED, running, now)
-            connection.execute(insert(attempt).values(job_id=row.id, token=row.token, worker=worker, started_at=now))
-        return claimed_job(row)
+            row = claim_next(connection, worker, lease_s, engine_slots, now)
+        return None if row is None else claimed_job(row)
 
     def heartbeat(self, job_id: int, token: int) -> None:
         """Renew the lease; call it from a thread other than the one that infers.
@@ -190,8 +182,9 @@ class Jobs:
         """Take the jobs from workers whose lease has run out; return their ids.
 
         `is_alive` tells of a worker's name whether its process runs, a shortcut that spares waiting for the lease; it
-        must say True when in doubt. A job that was taken from `max_attempts` workers fails; what died with the whole
-        node or machine is not held against it.
+        must say True when in doubt. A job that was taken from `max_attempts` workers fails. One whose worker is known
+        to have died under it WORKER_DEATHS times is held: the next worker would die of it, too. What died with the
+        whole node or machine is not held against it.
         """
         with self._database.read() as connection:
             running = connection.execute(select(job).where(job.c.state == JobState.RUNNING)).all()
@@ -219,53 +212,97 @@ class Jobs:
 
     # The administrator
 
-    def hold(self, job_id: int, reason: str) -> JobState:
-        """Keep a job that does not run yet from running."""
-        return self._end(job_id, JobEvent.HOLD, reason)
+    def hold(self, job_id: int, reason: str, *, actor: str = NODE) -> JobState:
+        """Keep a job from running; one that runs is stopped, and that was no attempt."""
+        with self._database.begin() as connection:
+            was_running = find_job(connection, job_id).state == JobState.RUNNING
+            values: dict[str, Any] = {"attempts": job.c.attempts - 1} if was_running else {}
+            return advance_job(
+                connection, job_id, JobEvent.HOLD, self._clock.now(), actor=actor, reason=reason, **values
+            )
 
-    def release(self, job_id: int) -> JobState:
-        """Let a held job run."""
-        return self._end(job_id, JobEvent.RELEASE, None, not_before=None)
+    def release(self, job_id: int, *, actor: str = NODE, comment: str | None = None) -> JobState:
+        """Let a held job run, with all its attempts."""
+        said: dict[str, Any] = {"actor": actor, "comment": comment}
+        return self._end(job_id, JobEvent.RELEASE, None, **said, **_AFRESH)
 
-    def cancel(self, job_id: int, reason: str) -> JobState:
+    def cancel(self, job_id: int, reason: str, *, actor: str = NODE) -> JobState:
         """End a job; what it has not sent yet is not sent, and its worker loses the lease."""
         now = self._clock.now()
         with self._database.begin() as connection:
-            state = advance_job(connection, job_id, JobEvent.CANCEL, now, reason=reason)
+            state = advance_job(connection, job_id, JobEvent.CANCEL, now, actor=actor, reason=reason)
             unsent = (DeliveryState.QUEUED, DeliveryState.HELD)
             for delivery_id in _deliveries_in(connection, job_id, unsent):
                 advance_delivery(connection, delivery_id, DeliveryEvent.SKIP, now, reason=reason)
         return state
 
-    def retry(self, job_id: int) -> JobState:
-        """Queue an ended job again with all its attempts; where results are filed, only their sending is repeated."""
+    def retry(self, job_id: int, *, actor: str = NODE, comment: str | None = None) -> JobState:
+        """Queue a job again with all its attempts; where results are filed, only their sending is repeated.
+
+        One that waits does not wait any longer, and one that runs is taken from its worker.
+        """
         now = self._clock.now()
+        said: dict[str, Any] = {"actor": actor, "comment": comment}
         with self._database.begin() as connection:
-            forwards = find_job(connection, job_id).plugin == FORWARD
+            found = find_job(connection, job_id)
+            destinations = destinations_from_json(found.destinations)
             filed = select(result.c.id).where(result.c.job_id == job_id).limit(1)
-            if not forwards and connection.execute(filed).first() is None:
-                return advance_job(connection, job_id, JobEvent.RETRY, now, attempts=0, not_before=None)
-            advance_job(connection, job_id, JobEvent.REDELIVER, now)
-            ended = (DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.FAILED, DeliveryState.SKIPPED)
-            for delivery_id in _deliveries_in(connection, job_id, ended):
+            if found.plugin != FORWARD and connection.execute(filed).first() is None:
+                return advance_job(connection, job_id, JobEvent.RETRY, now, **said, **_AFRESH)
+            advance_job(connection, job_id, JobEvent.REDELIVER, now, **said)
+            queue_deliveries(connection, job_id, destinations, now)  # some may have joined while it was cancelled
+            again = (
+                DeliveryState.QUEUED,
+                DeliveryState.HELD,
+                DeliveryState.REFUSED,
+                DeliveryState.FAILED,
+                DeliveryState.SKIPPED,
+            )
+            for delivery_id in _deliveries_in(connection, job_id, again):
                 advance_delivery(connection, delivery_id, DeliveryEvent.RETRY, now, not_before=None, refusals=0)
             return close_delivered_job(connection, job_id, now)
 
-    def reprocess(self, job_id: int, *, plugin_version: str | None = None) -> int:
+    def prioritise(self, job_id: int, priority: Priority, *, actor: str = NODE, comment: str | None = None) -> JobState:
+        """Give a job that has filed nothing yet another priority; a deadline that nobody stated changes with it.
+
+        Raises
+        ------
+        IllegalTransitionError
+            When its results are filed, or it has ended: its priority would change nothing.
+        """
+        with self._database.begin() as connection:
+            row = find_job(connection, job_id)
+            if row.state not in _NOT_FILED:
+                raise IllegalTransitionError(
+                    f"a job that is {row.state} is not in the queue; it has no use of a priority"
+                )
+            due_at = row.due_at
+            if row.target_s is None:
+                due_at += timedelta(seconds=TARGET_S[priority] - TARGET_S[row.priority])
+            urgency = {"priority": priority, "rank": PRIORITY_RANK[priority], "due_at": due_at}
+            connection.execute(update(job).where(job.c.id == job_id).values(**urgency))
+            said = "; ".join(filter(None, (f"from {row.priority} to {priority}", comment)))
+            add_event(connection, job_id, "priority", row.state, row.state, self._clock.now(), actor=actor, reason=said)
+            return JobState(row.state)
+
+    def reprocess(self, job_id: int, *, plugin_version: str | None = None, actor: str = NODE) -> int:
         """Do the same work again as a new job with new UIDs, with another version of the plugin if asked.
 
         The former jobs are superseded; one that is still open is cancelled. Returns the id of the new job.
         """
+        now = self._clock.now()
         with self._database.begin() as connection:
-            return reprocess_job(connection, job_id, plugin_version, self._allocate_uid, self._clock.now())
+            return reprocess_job(connection, job_id, plugin_version, self._allocate_uid, now, actor=actor)
 
-    def reprocess_study(self, study_uid: str) -> tuple[int, ...]:
+    def reprocess_study(self, study_uid: str, *, actor: str = NODE) -> tuple[int, ...]:
         """Reprocess every job of a study that no other superseded; return the ids of the new jobs."""
         present = select(job.c.id).where(job.c.study_instance_uid == study_uid, job.c.superseded_by.is_(None))
         with self._database.begin() as connection:
             ids = connection.execute(present.order_by(job.c.id)).scalars().all()
             now = self._clock.now()
-            return tuple(reprocess_job(connection, job_id, None, self._allocate_uid, now) for job_id in ids)
+            return tuple(
+                reprocess_job(connection, job_id, None, self._allocate_uid, now, actor=actor) for job_id in ids
+            )
 
     # Reading
 
@@ -277,7 +314,8 @@ class Jobs:
         if state is not None:
             query = query.where(job.c.state == state)
         with self._database.read() as connection:
-            return tuple(map(job_row, connection.execute(query)))
+            pauses = read_pauses(connection)
+            return tuple(job_row(row, pauses) for row in connection.execute(query))
 
     def show(self, job_id: int) -> JobDetail:
         """Return everything that is recorded of a job.
@@ -310,20 +348,19 @@ class Jobs:
         with self._database.begin() as connection:
             if connection.execute(select(job.c.id).where(job.c.id == seen.id, still).with_for_update()).first() is None:
                 return False
+            deaths = seen.worker_deaths + (is_dead and not is_blameless)
             if is_blameless:
-                advance_job(
-                    connection,
-                    seen.id,
-                    JobEvent.LEASE_EXPIRED,
-                    now,
-                    reason="the node ended while it ran",
-                    attempts=job.c.attempts - 1,
-                )
+                said, attempts = "the node ended while it ran", job.c.attempts - 1
+                advance_job(connection, seen.id, JobEvent.LEASE_EXPIRED, now, reason=said, attempts=attempts)
+            elif is_dead and deaths >= WORKER_DEATHS:
+                said = f"set aside: {deaths} worker processes died while they ran it; release it to try it again"
+                advance_job(connection, seen.id, JobEvent.SET_ASIDE, now, reason=said, worker_deaths=deaths)
             elif seen.attempts < seen.max_attempts:
-                advance_job(connection, seen.id, JobEvent.LEASE_EXPIRED, now, reason="its worker died or stalled")
+                said = "its worker died" if is_dead else "its worker gave no sign of life"
+                advance_job(connection, seen.id, JobEvent.LEASE_EXPIRED, now, reason=said, worker_deaths=deaths)
             else:
-                reason = f"its worker died or stalled {seen.attempts} times"
-                advance_job(connection, seen.id, JobEvent.FAIL, now, reason=reason)
+                said = f"its worker died or stalled {seen.attempts} times"
+                advance_job(connection, seen.id, JobEvent.FAIL, now, reason=said, worker_deaths=deaths)
         return True
 
 

@@ -7,7 +7,7 @@ always inside a transaction of the caller's. UIDs of the results are allocated h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
@@ -15,9 +15,11 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import derived_uid
 from dicom_node.lifecycle import JobEvent, JobState
+from dicom_node.records.claiming import Lane
 from dicom_node.records.job_values import (
     FORWARD,
     PRIORITY_RANK,
+    TARGET_S,
     NewJob,
     destinations_from_json,
     digest_of,
@@ -25,6 +27,7 @@ from dicom_node.records.job_values import (
 )
 from dicom_node.records.schema import instance, job
 from dicom_node.records.transitions import (
+    NODE,
     add_event,
     advance_job,
     close_delivered_job,
@@ -49,6 +52,9 @@ _KEPT: Final = (
     "input_digest",
     "destinations",
     "priority",
+    "rank",
+    "target_s",
+    "lane",
     "max_attempts",
     "received_at",
 )
@@ -75,7 +81,8 @@ def enqueue_job(
     if same is not None:
         _unite(connection, same, new, now)
         return int(same.id), False
-    job_id = _insert(connection, _row_of(connection, new, config_digest), new.result_roles, allocate_uid, now)
+    said = {"actor": "routing", "reason": f"route {new.route} asks for it"}
+    job_id = _insert(connection, _row_of(connection, new, config_digest), new.result_roles, allocate_uid, now, **said)
     # What was forwarded stays true when more of the series comes.
     if new.series_instance_uid is not None and new.plugin != FORWARD:
         _supersede_earlier(connection, job_id, new, now)
@@ -83,9 +90,17 @@ def enqueue_job(
 
 
 def reprocess_job(
-    connection: Connection, job_id: int, plugin_version: str | None, allocate_uid: Callable[[], str], now: datetime
+    connection: Connection,
+    job_id: int,
+    plugin_version: str | None,
+    allocate_uid: Callable[[], str],
+    now: datetime,
+    *,
+    actor: str = NODE,
 ) -> int:
     """Repeat a job under new UIDs, superseding it and its earlier repetitions; return the new id.
+
+    Its deadline counts from now, not from the images: the repetition of last year's work is not late.
 
     Raises
     ------
@@ -98,7 +113,9 @@ def reprocess_job(
     generation = connection.execute(select(func.max(job.c.generation)).where(same)).scalar()
     values = {name: getattr(old, name) for name in _KEPT}
     values |= {"plugin_version": version, "generation": 0 if generation is None else generation + 1}
-    new_id = _insert(connection, values, tuple(old.result_uids), allocate_uid, now)
+    values["due_at"] = due_at(old.priority, old.target_s, now)
+    said = {"actor": actor, "reason": f"repeats job {job_id}"}
+    new_id = _insert(connection, values, tuple(old.result_uids), allocate_uid, now, **said)
     family = same | _same_work(old.plugin, old.plugin_version, old.parameters_digest, old.input_digest)
     former = select(job).where(family, job.c.id != new_id, job.c.superseded_by.is_(None))
     for row in connection.execute(former).all():
@@ -112,20 +129,35 @@ def _insert(
     result_roles: Sequence[str],
     allocate_uid: Callable[[], str],
     now: datetime,
+    *,
+    actor: str,
+    reason: str,
 ) -> int:
     """Insert a queued job with its UIDs; one that forwards has nothing to infer and delivers at once."""
     root = allocate_uid()
     forwards = values["plugin"] == FORWARD
     state = JobState.DELIVERING if forwards else JobState.QUEUED
-    fresh = {"state": state, "attempts": 0, "token": 0, "queued_at": now, "uid_root": root}
+    fresh = {
+        "state": state,
+        "attempts": 0,
+        "worker_deaths": 0,
+        "token": 0,
+        "queued_at": now,
+        "uid_root": root,
+    }
     uids = {role: derived_uid(root, role) for role in result_roles}
     insertion = insert(job).values(**values, **fresh, result_uids=uids).returning(job.c.id)
     job_id = int(connection.execute(insertion).scalar_one())
-    add_event(connection, job_id, "enqueue", None, state, now)
+    add_event(connection, job_id, "enqueue", None, state, now, actor=actor, reason=reason)
     if forwards:
         queue_deliveries(connection, job_id, destinations_from_json(values["destinations"]), now)
         close_delivered_job(connection, job_id, now)
     return job_id
+
+
+def due_at(priority: str, target_s: float | None, since: datetime) -> datetime:
+    """Return when a result is wanted whose last image came, or that was asked for, at `since`."""
+    return since + timedelta(seconds=TARGET_S[priority] if target_s is None else target_s)
 
 
 def _same_work(plugin: str, plugin_version: str, parameters_digest: str, input_digest: str) -> ColumnElement[bool]:
@@ -138,6 +170,7 @@ def _same_work(plugin: str, plugin_version: str, parameters_digest: str, input_d
 
 
 def _row_of(connection: Connection, new: NewJob, config_digest: str) -> dict[str, Any]:
+    received_at = _last_received(connection, new)
     return {
         "study_instance_uid": new.input.study_instance_uid,
         "series_instance_uid": new.series_instance_uid,
@@ -152,9 +185,13 @@ def _row_of(connection: Connection, new: NewJob, config_digest: str) -> dict[str
         "generation": 0,
         "destinations": dict(new.destinations),
         "priority": new.priority,
+        "rank": PRIORITY_RANK[new.priority],
+        "target_s": new.target_s,
+        "due_at": due_at(new.priority, new.target_s, received_at),
+        "lane": str(Lane(engine=new.engine, plugin=new.plugin, route=new.route)),
         "max_attempts": new.max_attempts,
         "not_before": new.not_before,
-        "received_at": _last_received(connection, new),
+        "received_at": received_at,
     }
 
 
@@ -179,12 +216,14 @@ def _last_received(connection: Connection, new: NewJob) -> datetime:
 
 
 def _unite(connection: Connection, same: Row[Any], new: NewJob, now: datetime) -> None:
-    """Let an existing job serve one more request: more destinations, perhaps a higher priority."""
+    """Let an existing job serve one more request: more destinations, perhaps a higher priority or a nearer deadline."""
     united = destinations_from_json(same.destinations)
     for name, kinds in new.destinations.items():
         united[name] = tuple(dict.fromkeys((*united.get(name, ()), *kinds)))
     priority = min(same.priority, new.priority, key=PRIORITY_RANK.__getitem__)
-    connection.execute(update(job).where(job.c.id == same.id).values(destinations=united, priority=priority))
+    due = min(same.due_at, due_at(priority, new.target_s, same.received_at))
+    urgency = {"priority": priority, "rank": PRIORITY_RANK[priority], "due_at": due}
+    connection.execute(update(job).where(job.c.id == same.id).values(destinations=united, **urgency))
     state = JobState(same.state)
     if (
         (state is JobState.DELIVERING or state in _ENDED_WITH_RESULTS)

@@ -172,10 +172,19 @@ job = Table(
     Column("result_uids", JSON, nullable=False),  # role of a UID -> UID
     Column("destinations", JSON, nullable=False),  # name -> kinds of result it takes
     Column("priority", Text, nullable=False),  # stat, high, routine
+    Column(
+        "rank", Integer, nullable=False
+    ),  # of the priority: 0 stat, 1 high, 2 routine; the queue's order is an index
+    Column("target_s", Float),  # from the last image to the result, as the route states it
+    Column("due_at", UtcDateTime, nullable=False),  # within a priority the nearest is claimed first
+    Column("lane", Text, nullable=False),  # "engine/plugin/route": what is paused, or full, together
     Column("state", Text, nullable=False),  # lifecycle.JobState
     Column("reason", Text),  # why it waits, was withheld, refused, failed, held or cancelled
     Column("attempts", Integer, nullable=False),
     Column("max_attempts", Integer, nullable=False),
+    Column(
+        "worker_deaths", Integer, nullable=False
+    ),  # processes that died while they had it, since it was queued by hand
     Column("not_before", UtcDateTime),
     Column("token", Integer, nullable=False),  # raised at each claim: fences late writes of former owners
     Column("worker", Text),
@@ -190,7 +199,7 @@ job = Table(
     Column("filed_at", UtcDateTime),
     Column("finished_at", UtcDateTime),
     UniqueConstraint("plugin", "plugin_version", "parameters_digest", "input_digest", "generation"),
-    Index(None, "state", "id"),
+    Index(None, "state", "lane", "rank", "due_at", "id"),
     Index(None, "study_instance_uid"),
     sqlite_autoincrement=True,
 )
@@ -200,10 +209,12 @@ job_event = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("job_id", Integer, ForeignKey("job.id"), nullable=False),
-    Column("event", Text, nullable=False),  # lifecycle.JobEvent, or enqueue
+    # lifecycle.JobEvent, or enqueue; priority, and delivery_hold, delivery_skip, delivery_retry, leave the state alone
+    Column("event", Text, nullable=False),
     Column("from_state", Text),
     Column("to_state", Text, nullable=False),
-    Column("reason", Text),
+    Column("actor", Text, nullable=False),  # a worker, an account, or the part of the node that acted
+    Column("reason", Text, nullable=False),  # in words
     Column("at", UtcDateTime, nullable=False),
     Index(None, "job_id"),
     sqlite_autoincrement=True,
@@ -283,17 +294,36 @@ decision = Table(
     sqlite_autoincrement=True,
 )
 
+pause = Table(
+    "pause",
+    metadata,
+    Column("kind", Text, nullable=False),  # plugin, route, destination
+    Column("name", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("kind", "name"),
+)
+
 VIEWS: Final[dict[str, Callable[[Callable[[str, str], str]], str]]] = {
     "v_queue": lambda _seconds: (
         """
-        SELECT job.id AS job_id, job.priority, job.state, job.plugin, job.study_instance_uid, job.attempts,
-               job.queued_at, job.not_before, job.worker, job.leased_until, job.reason,
+        SELECT job.id AS job_id, job.priority, job.due_at, job.state, job.plugin, job.route, job.study_instance_uid,
+               job.attempts, job.queued_at, job.not_before, job.worker, job.leased_until,
+               coalesce(
+                   (SELECT min('paused: ' || pause.kind || ' ' || pause.name || ', ' || pause.reason) FROM pause
+                    WHERE (job.state = 'queued' AND pause.kind = 'plugin' AND pause.name = job.plugin)
+                       OR (job.state = 'queued' AND pause.kind = 'route' AND pause.name = job.route)
+                       OR (job.state = 'delivering' AND pause.kind = 'destination' AND EXISTS (
+                           SELECT 1 FROM delivery WHERE delivery.job_id = job.id AND delivery.state = 'queued'
+                                                    AND delivery.destination = pause.name))),
+                   job.reason) AS reason,
                (SELECT count(*) FROM delivery
                 WHERE delivery.job_id = job.id AND delivery.state IN ('queued', 'sending', 'committing', 'held')
                ) AS open_deliveries
         FROM job
         WHERE job.state IN ('waiting', 'queued', 'running', 'held', 'delivering')
-        ORDER BY CASE job.priority WHEN 'stat' THEN 0 WHEN 'high' THEN 1 ELSE 2 END, job.id"""
+        ORDER BY job.rank, job.due_at, job.id"""
     ),
     "v_time_to_result": lambda seconds: (
         f"""

@@ -28,6 +28,19 @@ from dicom_node.lifecycle import (
 from dicom_node.records.job_values import FORWARD, input_from_json
 from dicom_node.records.schema import attempt, delivery, job, job_event, result
 
+_SAID: Final[Mapping[JobEvent, str]] = {
+    JobEvent.FILE_RESULTS: "its results are durable",
+    JobEvent.FINISH: "nothing is left to deliver",
+    JobEvent.WAKE: "its back-off is over",
+    JobEvent.RELEASE: "released",
+    JobEvent.RETRY: "queued again",
+    JobEvent.REDELIVER: "its results are sent again",
+}
+"""What an event says of itself when nobody gave a reason."""
+
+NODE: Final = "node"
+"""Who acts when it is neither a worker nor an administrator."""
+
 _NO_LEASE: Final[Mapping[str, Any]] = {"worker": None, "leased_until": None}
 _NO_DELIVERY_LEASE: Final[Mapping[str, Any]] = {"sender": None, "leased_until": None}
 
@@ -39,12 +52,15 @@ def advance_job(
     now: datetime,
     *,
     token: int | None = None,
+    actor: str | None = None,
     reason: str | None = None,
+    comment: str | None = None,
     **values: Any,
 ) -> JobState:
     """Write that `event` happened to a job, with further column `values`; return its new state.
 
-    `reason` becomes the row's reason, None included: it speaks of the present state only.
+    `reason` becomes the row's reason, None included: it speaks of the present state only. The event says `comment`, or
+    else the reason; `actor` is the owner of the lease where a token is given, and otherwise the node itself.
 
     Raises
     ------
@@ -66,7 +82,8 @@ def advance_job(
     change = update(job).where(job.c.id == job_id, job.c.token == row.token, job.c.state == row.state)
     if connection.execute(change.values(state=state, reason=reason, **values)).rowcount != 1:
         raise LeaseLostError(f"job {job_id} was changed by another at the same moment; look again")
-    add_event(connection, job_id, event, row.state, state, now, reason)
+    who = actor or (NODE if token is None else row.worker)
+    add_event(connection, job_id, event, row.state, state, now, actor=who, reason=comment or reason or _SAID[event])
     return state
 
 
@@ -91,14 +108,13 @@ def add_event(
     from_state: str | None,
     to_state: str,
     now: datetime,
-    reason: str | None = None,
+    *,
+    actor: str,
+    reason: str,
 ) -> None:
-    """Append to the job's story."""
-    connection.execute(
-        insert(job_event).values(
-            job_id=job_id, event=event, from_state=from_state, to_state=to_state, reason=reason, at=now
-        )
-    )
+    """Append to the job's story: what happened, who did it, and why in words. Nothing ever changes such a row."""
+    said = {"from_state": from_state, "to_state": to_state, "actor": actor, "reason": reason}
+    connection.execute(insert(job_event).values(job_id=job_id, event=event, at=now, **said))
 
 
 def end_attempt(

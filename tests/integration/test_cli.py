@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
 import socket
@@ -219,6 +220,60 @@ def test_job_is_cancelled_and_queued_again(dicom_node, records):
     assert "cancelled" in again.err
     assert (0, "job 1 is queued\n") == (lambda said: (said.status, said.out))(dicom_node("jobs", "retry", "1"))
     assert "queued" == dicom_node("jobs", "list", "--json").json[0]["state"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "state"),
+    [
+        (("hold", "1", "--comment", "wait"), "job 1 is held", "held"),
+        (("priority", "1", "stat", "--comment", "wait"), "job 1 is queued, priority stat", "queued"),
+        (("cancel", "1", "--comment", "wait"), "job 1 is cancelled", "cancelled"),
+    ],
+)
+def test_jobs_are_steered_with_a_comment(dicom_node, records, words, said, state):
+    """The command says what came of it; account and comment stand in the events."""
+    done = dicom_node("jobs", *words)
+    assert (0, f"{said}\n") == (done.status, done.out)
+    shown = dicom_node("jobs", "show", "1", "--json").json
+    assert state == shown["state"]
+    assert getpass.getuser() in shown["events"][-1]["actor"]
+    assert shown["events"][-1]["reason"].endswith("wait")
+
+
+def test_held_job_is_released(dicom_node, records):
+    """And what is not held cannot be: exit status 1, in words."""
+    assert 1 == dicom_node("jobs", "release", "1").status
+    dicom_node("jobs", "hold", "1")
+    assert "job 1 is queued\n" == dicom_node("jobs", "release", "1", "--comment", "go").out
+    assert 3 == dicom_node("jobs", "hold", "99").status
+    assert 2 == dicom_node("jobs", "priority", "1", "urgent").status
+
+
+def test_deliveries_are_held_sent_again_and_skipped(dicom_node, records):
+    """Each act with its comment in the job's events."""
+    job = records.jobs.claim("w1", 30.0)
+    records.jobs.file_results(
+        job.id, job.token, results_of(job.result_uids), outcome="result", engine="onnxruntime", duration_s=1.5
+    )
+    for act, state in (("hold", "held"), ("retry", "queued"), ("skip", "skipped")):
+        assert f"delivery 1 is {state}\n" == dicom_node("deliveries", act, "1", "--comment", "upgrade").out
+    events = dicom_node("jobs", "show", "1", "--json").json["events"]
+    assert ["delivery_hold", "delivery_retry", "delivery_skip"] == [one["event"] for one in events[-3:]]
+    assert {"delivery 1 to pacs; upgrade"} == {one["reason"] for one in events[-3:]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("plugin", "qa_phantom"), ("route", "qa"), ("destination", "pacs")], ids=lambda word: word
+)
+def test_pause_is_seen_and_ends(dicom_node, records, kind, name):
+    """`check` shows what is paused; a name that nobody knows, and a resume of what is not paused, end with 3."""
+    assert f"{kind} {name} is paused\n" == dicom_node("pause", kind, name, "--comment", "upgrade").out
+    shown = [one["detail"] for one in dicom_node("check", "--json").json if one["what"] == f"{kind} {name}"]
+    assert 1 == sum(bool(re.match(r"note: paused since .* by .*: upgrade", one)) for one in shown)
+    assert f"{kind} {name} goes on\n" == dicom_node("resume", kind, name).out
+    assert 3 == dicom_node("resume", kind, name).status
+    unknown = dicom_node("pause", kind, "nobody")
+    assert (3, True) == (unknown.status, name in unknown.err)
 
 
 def test_deliveries_and_reprocessing(dicom_node, records):

@@ -196,7 +196,8 @@ def test_late_write_of_a_zombie_changes_nothing(
 
 
 def test_illegal_event_changes_nothing(records: Records) -> None:
-    """A delivery that is queued cannot be retried; one that does not exist is not found."""
+    """A delivery that is stored cannot be retried; one that does not exist is not found."""
+    _store_all(records)
     with pytest.raises(IllegalTransitionError):
         records.deliveries.retry(1)
     with pytest.raises(NotFoundError):

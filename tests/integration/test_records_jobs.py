@@ -217,11 +217,12 @@ def test_expired_lease_that_nobody_took_may_still_end_the_job(records: Records) 
 
 def test_worker_whose_process_is_gone_need_not_be_waited_for(records: Records) -> None:
     """Liveness is a shortcut to the lease: only the worker that is known to be dead loses its job."""
-    first, _ = records.jobs.enqueue(new_job(records))
+    records.jobs.enqueue(new_job(records))
     records.jobs.enqueue(new_job(records, series=OTHER))
-    records.jobs.claim("dead", 30.0)
+    orphan = records.jobs.claim("dead", 30.0)
+    assert orphan is not None
     records.jobs.claim("alive", 30.0)
-    assert (first,) == records.jobs.reap(lambda worker: worker == "alive")
+    assert (orphan.id,) == records.jobs.reap(lambda worker: worker == "alive")
 
 
 def test_job_that_kills_its_workers_fails(records: Records) -> None:
@@ -276,8 +277,8 @@ def test_job_without_result_says_why(records: Records, end: str, state: JobState
 def test_job_for_newer_images_supersedes(records: Records) -> None:
     """A late image makes a new job; the old one is marked, and cancelled because it has filed nothing yet."""
     old, _ = records.jobs.enqueue(new_job(records))
-    elsewhere, _ = records.jobs.enqueue(new_job(records, series=OTHER))
     running = _claimed(records)
+    elsewhere, _ = records.jobs.enqueue(new_job(records, series=OTHER))
     records.studies.index([image(3, at=later(9))])
     new, is_new = records.jobs.enqueue(new_job(records))
     assert is_new

@@ -35,11 +35,14 @@ JOB_TABLE = {
         "retry_later": "waiting",
         "lease_expired": "queued",
         "give_back": "queued",
+        "set_aside": "held",
         "fail": "failed",
+        "hold": "held",
         "cancel": "cancelled",
+        "retry": "queued",
     },
     JobState.HELD: {"release": "queued", "cancel": "cancelled", "retry": "queued"},
-    JobState.DELIVERING: {"finish": "done", "fail": "failed", "cancel": "cancelled"},
+    JobState.DELIVERING: {"finish": "done", "fail": "failed", "cancel": "cancelled", "redeliver": "delivering"},
     JobState.DONE: {"redeliver": "delivering"},
     JobState.WITHHELD: {"retry": "queued"},
     JobState.REFUSED: {"retry": "queued"},
@@ -49,7 +52,7 @@ JOB_TABLE = {
 """Written a second time, state by state, as an administrator reads it."""
 
 DELIVERY_TABLE = {
-    DeliveryState.QUEUED: {"claim": "sending", "hold": "held", "skip": "skipped"},
+    DeliveryState.QUEUED: {"claim": "sending", "hold": "held", "skip": "skipped", "retry": "queued"},
     DeliveryState.SENDING: {
         "store": "stored",
         "retry_later": "queued",
