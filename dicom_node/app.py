@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from dicom_node.infer import PluginRegistry
     from dicom_node.receive.listener import Wrap
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
+    from dicom_node.retention import Retention
 
 SHIPPED = Path(__file__).parent / "shipped"
 """What an installed wheel brings along; in a checkout the same folders stand at its top."""
 STEP_S = 0.2
 """Pause of a loop that found nothing to do."""
 WATCH_S = 2.0
+PURGE_S = 60.0
+"""Between two looks for what may be purged; days and gigabytes do not change faster."""
 
 
 class Role(StrEnum):
@@ -125,6 +128,22 @@ class Node:
         from dicom_node.filing import ResultStore
 
         return ResultStore(self.data_dir / "results")
+
+    @cached_property
+    def retention(self) -> Retention:
+        """What gives up images and results."""
+        from dicom_node.records import Purges
+        from dicom_node.retention import Retention, used_percent
+
+        return Retention(
+            Purges(self.database),
+            received=self.store.disposal(),
+            results=self.results.disposal(),
+            settings=self.config.storage,
+            used_percent=partial(used_percent, self.data_dir),
+            clock=self.clock,
+            log=Log("retention"),
+        )
 
     @cached_property
     def registry(self) -> PluginRegistry:
@@ -232,6 +251,7 @@ class Node:
         loops = [
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
+            roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
         return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)

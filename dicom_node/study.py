@@ -54,7 +54,7 @@ class InstanceDescription:
     sop_class_uid: str
     transfer_syntax_uid: str
     patient_id: str
-    """Empty when absent."""
+    """Without surrounding blanks; empty when absent."""
     is_image: bool
     """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or the like."""
     made_by_us: bool
@@ -64,6 +64,8 @@ class InstanceDescription:
     """The series' header: no bulk data, of Per-frame Functional Groups the first item only."""
     frames: tuple[Frame, ...]
     """Geometry of each frame; empty when the instance has none."""
+    issuer_of_patient_id: str = ""
+    """Who gave the Patient ID; empty when absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,6 +24,7 @@ from dicom_node.study import StudyView
 if TYPE_CHECKING:
     from dicom_node.infer import PluginRegistry
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
+    from dicom_node.retention import Retention
 
 
 class Parts(Protocol):
@@ -79,6 +80,11 @@ class Parts(Protocol):
         ...
 
     @property
+    def retention(self) -> Retention:
+        """What gives up images."""
+        ...
+
+    @property
     def registry(self) -> PluginRegistry:
         """The plugins."""
         ...
@@ -121,6 +127,18 @@ class Admin:
         if not made:
             raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
         return made
+
+    def purge(self, study_uid: str) -> int:
+        """Give up the images of a study now; its rows stay. Return how many instances that were.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        IllegalTransitionError
+            When it is received or held, or a job or delivery of it is open.
+        """
+        return self._node.retention.purge(study_uid)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return every job, latest first."""

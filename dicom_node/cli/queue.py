@@ -59,6 +59,24 @@ def reprocess_study(study_uid: StudyUid, config: ConfigOption = None, as_json: J
     say(f"queued again as {', '.join(f'job {number}' for number in made)}")
 
 
+@studies.command("purge")
+def purge_study(
+    study_uid: StudyUid,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete the images of a study now; what is known of it stays, and it may be sent again."""
+    admin = open_node(config).admin
+    if not yes:
+        typer.confirm(f"Delete the {admin.study(study_uid)['n_instances']} instances of {study_uid}?", abort=True)
+    count = admin.purge(study_uid)
+    if as_json:
+        show_json({"study_instance_uid": study_uid, "purged": count})
+        return
+    say(f"purged {count} instances of {study_uid}")
+
+
 @jobs.command("list")
 def list_jobs(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List jobs, latest first."""

@@ -21,8 +21,6 @@ Problem: TypeAlias = tuple[Loc, str]
 _WHOLE_KEY: Final = None
 LATER: Final[Mapping[tuple[str, ...], tuple[object, ...] | None]] = {
     ("node", "database"): ("postgresql",),
-    ("storage", "quota_gb"): _WHOLE_KEY,
-    ("storage", "retention_days"): _WHOLE_KEY,
     ("destination", "dicomweb"): _WHOLE_KEY,
     ("destination", "profile", "seg"): ("labelmap",),
     ("destination", "profile", "sr"): ("comprehensive",),

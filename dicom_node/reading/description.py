@@ -124,6 +124,7 @@ def _description(
         sop_class_uid=sop_class_uid,
         transfer_syntax_uid=transfer_syntax_uid,
         patient_id=text(values, "PatientID"),
+        issuer_of_patient_id=text(values, "IssuerOfPatientID"),
         is_image=is_image,
         made_by_us=_made_by_us(values),
         n_frames=(integer(values, "NumberOfFrames") or 1) if has_pixels else 0,

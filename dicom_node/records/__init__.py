@@ -17,6 +17,7 @@ from dicom_node.records.job_values import (
     NewResult,
 )
 from dicom_node.records.jobs import Jobs
+from dicom_node.records.purging import PurgedFile, Purges
 from dicom_node.records.studies import Studies
 from dicom_node.records.study_values import (
     LiveAssociation,
@@ -46,6 +47,8 @@ __all__ = [
     "NewJob",
     "NewResult",
     "OnConflict",
+    "PurgedFile",
+    "Purges",
     "SeriesEvidence",
     "Studies",
     "StudyEvidence",

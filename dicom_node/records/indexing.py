@@ -4,6 +4,8 @@ The write half of `studies`. A row of an instance version is inserted once; afte
 when a newer version takes its place (`versions` decides). Counts and headers of a series follow its current versions,
 so that a repeat, a correction or an instance that moved to another series leaves no trace. What a batch costs depends
 on the batch alone, not on what the series, or the database, holds already.
+
+What comes again after its study was purged is new: rows of purged versions count no more as soon as anything comes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Column, Connection, Row, insert, select, update
+from sqlalchemy import Column, Connection, Row, delete, insert, select, update
 
 from dicom_node.records.schema import association_study, instance, series, study
 from dicom_node.records.study_values import planes_of
@@ -77,6 +79,7 @@ def index_study(
     _trace_associations(connection, study_uid, items)
     if not new:
         return StudyIndexed(is_new_input=False)
+    _forget_purged(connection, row, new)
     before = _series_before(connection, study_uid, new)
     written = _write_versions(connection, study_uid, new, before, on_conflict)
     revision = int(row.revision) + bool(written.changed)
@@ -88,13 +91,15 @@ def index_study(
 
 
 def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> list[Indexed]:
-    """Return the versions that have no row yet, oldest first, each once."""
+    """Return the versions that have no row yet, or that of a purged one, oldest first, each once."""
     sops = {filed.sop_instance_uid for filed, _ in items}
     known = {
         (row.sop_instance_uid, row.digest)
         for row in connection.execute(
             select(instance.c.sop_instance_uid, instance.c.digest).where(
-                instance.c.study_instance_uid == study_uid, instance.c.sop_instance_uid.in_(sops)
+                instance.c.study_instance_uid == study_uid,
+                instance.c.sop_instance_uid.in_(sops),
+                instance.c.purged_at.is_(None),
             )
         )
     }
@@ -105,6 +110,26 @@ def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed
             known.add(version)
             new.append((filed, description))
     return new
+
+
+def _forget_purged(connection: Connection, row: Row[Any], new: Sequence[Indexed]) -> None:
+    """Let what was purged count no more; the rows of versions that come again make room for new ones."""
+    if row.purged_at is None:
+        return
+    uid = row.study_instance_uid
+    if row.state == "purged":
+        here = (instance.c.study_instance_uid == uid) & instance.c.purged_at.is_not(None)
+        connection.execute(update(instance).where(here).values(is_current=False))
+        connection.execute(update(series).where(series.c.study_instance_uid == uid).values(n_images=0, n_instances=0))
+        connection.execute(update(study).where(study.c.study_instance_uid == uid).values(state="complete"))
+    for filed, _ in new:
+        connection.execute(
+            delete(instance).where(
+                instance.c.study_instance_uid == uid,
+                instance.c.sop_instance_uid == filed.sop_instance_uid,
+                instance.c.digest == filed.digest,
+            )
+        )
 
 
 def _insert_study(connection: Connection, study_uid: str, first: Indexed) -> None:
@@ -270,6 +295,8 @@ def _version_row(filed: FiledInstance, description: InstanceDescription, *, is_c
         "made_by_us": description.made_by_us,
         "n_frames": description.n_frames,
         "planes": planes_of(description.frames),
+        "patient_id": description.patient_id,
+        "issuer_of_patient_id": description.issuer_of_patient_id,
     }
 
 

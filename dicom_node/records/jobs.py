@@ -27,7 +27,7 @@ from dicom_node.records.job_values import (
     NewResult,
     destinations_from_json,
 )
-from dicom_node.records.queueing import enqueue_job, reprocess_job
+from dicom_node.records.queueing import enqueue_job, reprocess_job, require_input
 from dicom_node.records.schema import attempt, delivery, job, result
 from dicom_node.records.transitions import (
     add_event,
@@ -240,9 +240,10 @@ class Jobs:
         """Queue an ended job again with all its attempts; where results are filed, only their sending is repeated."""
         now = self._clock.now()
         with self._database.begin() as connection:
-            find_job(connection, job_id)
+            row = find_job(connection, job_id)
             filed = select(result.c.id).where(result.c.job_id == job_id).limit(1)
             if connection.execute(filed).first() is None:
+                require_input(connection, row)
                 return advance_job(connection, job_id, JobEvent.RETRY, now, attempts=0, not_before=None)
             advance_job(connection, job_id, JobEvent.REDELIVER, now)
             ended = (DeliveryState.HELD, DeliveryState.REFUSED, DeliveryState.FAILED, DeliveryState.SKIPPED)

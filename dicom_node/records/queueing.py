@@ -12,11 +12,19 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
 
-from dicom_node.errors import NotFoundError
+from dicom_node.errors import IllegalTransitionError, NotFoundError
 from dicom_node.ids import derived_uid
 from dicom_node.lifecycle import JobEvent, JobState
-from dicom_node.records.job_values import PRIORITY_RANK, NewJob, destinations_from_json, digest_of, input_to_json
-from dicom_node.records.schema import instance, job
+from dicom_node.records.job_values import (
+    PRIORITY_RANK,
+    NewJob,
+    destinations_from_json,
+    digest_of,
+    input_from_json,
+    input_to_json,
+)
+from dicom_node.records.purging import why_purged
+from dicom_node.records.schema import instance, job, study
 from dicom_node.records.transitions import add_event, advance_job, find_job, queue_deliveries
 
 _ENDED_WITH_RESULTS: Final = frozenset({JobState.DONE, JobState.FAILED})
@@ -79,6 +87,7 @@ def reprocess_job(
         When there is no such job.
     """
     old = find_job(connection, job_id)
+    require_input(connection, old)
     version = plugin_version or old.plugin_version
     same = _same_work(old.plugin, version, old.parameters_digest, old.input_digest)
     generation = connection.execute(select(func.max(job.c.generation)).where(same)).scalar()
@@ -90,6 +99,27 @@ def reprocess_job(
     for row in connection.execute(former).all():
         _supersede(connection, row, new_id, f"reprocessed as job {new_id}", now)
     return new_id
+
+
+def require_input(connection: Connection, row: Row[Any]) -> None:
+    """Refuse to work on images that are not here any more, or not counted.
+
+    Raises
+    ------
+    IllegalTransitionError
+        With the reason, and what to do about it.
+    """
+    connection.execute(
+        select(study.c.state).where(study.c.study_instance_uid == row.study_instance_uid).with_for_update()
+    )  # no purge comes between this look and the row that it allows
+    pinned = {
+        (image.sop_instance_uid, image.digest)
+        for images in input_from_json(row.input).roles.values()
+        for image in images
+    }
+    reason = why_purged(connection, pinned, row.study_instance_uid)
+    if reason is not None:
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: {reason}")
 
 
 def _insert(

@@ -178,8 +178,9 @@ class Studies:
         )
 
     def series_images(self, study_uid: str, series_uid: str) -> tuple[SourceImage, ...]:
-        """Return the current version of each image of a series, ordered by SOP Instance UID."""
+        """Return the current version of each image of a series that is here, ordered by SOP Instance UID."""
         query = _current_images(study_uid).where(instance.c.series_instance_uid == series_uid)
+        query = query.where(instance.c.purged_at.is_(None))
         with self._database.read() as connection:
             return tuple(
                 SourceImage(sop_instance_uid=row.sop_instance_uid, digest=row.digest, path=Path(row.path))
