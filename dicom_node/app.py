@@ -25,6 +25,7 @@ from dicom_node.logs import Log, start_logging
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
+    from dicom_node.backup import Nightly
     from dicom_node.config.schema import Peer
     from dicom_node.dimse.tls import Certificates
     from dicom_node.filing import InstanceStore, ResultStore
@@ -61,13 +62,18 @@ class Node:
         self.data_dir = data_dir(self.config, config_file)
         self.clock = SystemClock()
 
+    @property
+    def records_file(self) -> Path:
+        """Where the records lie."""
+        return self.data_dir / "records.sqlite"
+
     @cached_property
     def database(self) -> Database:
         """The records, migrated to this version."""
         from dicom_node.records import open_database
 
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        database = open_database(self.data_dir / "records.sqlite", clock=self.clock)
+        database = open_database(self.records_file, clock=self.clock)
         database.migrate()
         return database
 
@@ -251,10 +257,25 @@ class Node:
         loops = [
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
+            roles.Loop(name="backup", step=self._nightly().step, idle_s=PURGE_S),
             roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
         return roles.LoopingRole(loops, log=log, before=self.results.sweep, after=slots.close)
+
+    def _nightly(self) -> Nightly:
+        from dicom_node.backup import Nightly
+
+        storage = self.config.storage
+        folder = self.config_file.parent / storage.backup_dir if storage.backup_dir else self.data_dir / "backup"
+        return Nightly(
+            self.database,
+            folder,
+            hour=storage.backup_hour,
+            keep=storage.backup_keep,
+            clock=self.clock,
+            log=Log("backup"),
+        )
 
     def _sender(self) -> roles.Role:
         from dicom_node import upkeep
@@ -316,7 +337,9 @@ def run_role(config: Path | None, role: Role) -> None:
         processes.keep_out(*processes.CODECS)
     start_logging()
     stop = roles.stop_on_signals()
-    open_node(config).role(role, stop).run(stop)
+    node = open_node(config)
+    with processes.serving(node.data_dir):
+        node.role(role, stop).run(stop)
 
 
 def supervise(config: Path | None) -> int:
@@ -334,7 +357,8 @@ def supervise(config: Path | None) -> int:
     taken = taken_port(node.config)
     if taken is not None:
         raise UsageError(f"the node cannot listen on {taken}; is it serving already? [receive] port in config.toml")
-    node.database.close()  # migrated before the roles start side by side
+    with processes.serving(node.data_dir):
+        node.database.close()  # migrated before the roles start side by side
     log = Log("serve")
     for note in node.config.notes():
         log.info("config.note", reason=note)

@@ -94,6 +94,7 @@ RECORDS_CALLERS = (
     "dicom_node.indexing.*",
     "dicom_node.pipeline",
     "dicom_node.retention",
+    "dicom_node.backup",
     "dicom_node.upkeep",
     "dicom_node.admin.*",
     "dicom_node.roles",

@@ -19,9 +19,11 @@ from dicom_node.config import Config
 from dicom_node.config.schema import Address, Peer
 from dicom_node.errors import NotFoundError, UnreachableError, UsageError
 from dicom_node.ids import Installation
+from dicom_node.logs import Log
 from dicom_node.study import StudyView
 
 if TYPE_CHECKING:
+    from dicom_node.filing import InstanceStore
     from dicom_node.infer import PluginRegistry
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Studies
     from dicom_node.retention import Retention
@@ -77,6 +79,16 @@ class Parts(Protocol):
     @property
     def deliveries(self) -> Deliveries:
         """Results under way."""
+        ...
+
+    @property
+    def records_file(self) -> Path:
+        """Where the records lie."""
+        ...
+
+    @property
+    def store(self) -> InstanceStore:
+        """Received instances."""
         ...
 
     @property
@@ -330,6 +342,44 @@ class Admin:
 
         found = checks.local(self._node)
         return found + (checks.network(self._node.config, self.echo) if network else [])
+
+    def backup(self, target: Path) -> dict[str, Any]:
+        """Write a checked copy of the records to a new file; the node may serve meanwhile."""
+        from dicom_node.backup import backup
+
+        backup(self._node.database, target, clock=self._node.clock)
+        return {"file": str(target), "size_bytes": target.stat().st_size}
+
+    def restore(self, source: Path) -> dict[str, Any]:
+        """Put a copy in the place of the records, and keep the replaced ones; see dicom_node.backup."""
+        from dicom_node.backup import restore
+
+        node = self._node
+        return asdict(
+            restore(source, node.records_file, node.store, data_dir=node.data_dir, clock=node.clock, log=Log("restore"))
+        )
+
+    def migrate(self) -> dict[str, str]:
+        """Bring the database up to this program's version; return what it was before.
+
+        Raises
+        ------
+        UsageError
+            When there is something to do and the node serves.
+        """
+        from dicom_node.processes import alone
+        from dicom_node.records import open_database
+
+        self._node.data_dir.mkdir(parents=True, exist_ok=True)
+        database = open_database(self._node.records_file, clock=self._node.clock)
+        try:
+            before = database.check().schema
+            if before != "current":
+                with alone(self._node.data_dir):
+                    database.migrate()
+        finally:
+            database.close()
+        return {"before": before, "now": "current"}
 
     def _peer(self, name: str) -> Peer:
         for peer in self._node.config.peer:

@@ -116,13 +116,20 @@ class Purges:
                 update(study).where(study.c.study_instance_uid == study_uid).values(unlinked_at=self._clock.now())
             )
 
-    def lost(self, versions: Sequence[PurgedFile]) -> None:
-        """Write that the files of these versions are gone: purged after the backup that was restored."""
+    def lost(self, versions: Sequence[tuple[str, PurgedFile]]) -> None:
+        """Write that the files of these (study, version) are gone: purged after the backup that was restored."""
         now = self._clock.now()
         with self._database.begin() as connection:
-            for one in versions:
+            for _, one in versions:
                 here = (instance.c.sop_instance_uid == one.name) & (instance.c.digest == one.digest)
                 connection.execute(update(instance).where(here).values(purged_at=now))
+            left = select(instance.c.digest).where(
+                instance.c.study_instance_uid == study.c.study_instance_uid, instance.c.purged_at.is_(None)
+            )
+            uids = {uid for uid, _ in versions}
+            empty = study.c.study_instance_uid.in_(uids) & (study.c.state == "complete") & ~left.exists()
+            marks = {"state": "purged", "purged_at": now, "unlinked_at": now}
+            connection.execute(update(study).where(empty).values(**marks))
 
     def kept_files(self, after: tuple[str, str, str], limit: int) -> tuple[tuple[str, PurgedFile], ...]:
         """Return (study, version) of what should have its file, behind the given key, in the order of the keys."""
