@@ -45,6 +45,17 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """What a rejection note takes back (IHE IOCM)."""
+
+    code: str
+    """Of the note's title, DCM."""
+    reason: str
+    references: tuple[tuple[str, str], ...]
+    """(Study Instance UID, SOP Instance UID), sorted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceDescription:
     """What indexing keeps of one instance: identity, header and the values that rules and geometry need."""
 
@@ -66,6 +77,8 @@ class InstanceDescription:
     """Geometry of each frame; empty when the instance has none."""
     issuer_of_patient_id: str = ""
     """Who gave the Patient ID; empty when absent."""
+    rejection: Rejection | None = None
+    """None: it is no rejection note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

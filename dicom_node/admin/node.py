@@ -124,7 +124,21 @@ class Admin:
         row = asdict(self._node.studies.show(study_uid))
         decisions = [asdict(decision) for decision in self._node.decisions.list(study_uid)]
         jobs = [asdict(job) for job in self._node.jobs.list(study_uid=study_uid)]
-        return {**row, "decisions": decisions, "jobs": jobs}
+        return {
+            **row,
+            "identities": [asdict(one) for one in self._node.studies.identities(study_uid)],
+            "withdrawn": self._node.studies.withdrawn(study_uid),
+            "decisions": decisions,
+            "jobs": jobs,
+        }
+
+    def hold(self, study_uid: str, reason: str | None) -> None:
+        """Keep a study from being processed, and what is there of results from leaving."""
+        self._node.studies.hold(study_uid, reason or "held by an administrator")
+
+    def release(self, study_uid: str, *, patient_id: str | None, is_same: bool) -> dict[str, Any]:
+        """Let a held study go on; of two patients, say which is right or that they are the same."""
+        return asdict(self._node.studies.release(study_uid, patient_id=patient_id, is_same=is_same))
 
     def reprocess(self, study_uid: str) -> list[int]:
         """Queue the study's jobs once more under new UIDs; return the numbers of the new jobs.

@@ -44,7 +44,14 @@ def show_study(study_uid: StudyUid, config: ConfigOption = None, as_json: JsonOp
     if as_json:
         show_json(entry)
         return
-    show([entry], STUDY_COLUMNS[:5], as_json=False)
+    show([entry], (*STUDY_COLUMNS[:5], "reason"), as_json=False)
+    if len(entry["identities"]) > 1:
+        show(entry["identities"], ("patient_id", "issuer", "n_instances"), as_json=False, title="patients")
+    for reason, count in entry["withdrawn"].items():
+        say(f"{count} instances do not count: {reason}")
+    for job in entry["jobs"]:
+        if job["flag"]:
+            say(f"the results of job {job['id']} are not to be relied on: {job['flag']}")
     show(entry["decisions"], DECISION_COLUMNS, as_json=False, title="decisions")
     show(entry["jobs"], JOB_COLUMNS, as_json=False, title="jobs")
 
@@ -57,6 +64,37 @@ def reprocess_study(study_uid: StudyUid, config: ConfigOption = None, as_json: J
         show_json({"jobs": made})
         return
     say(f"queued again as {', '.join(f'job {number}' for number in made)}")
+
+
+@studies.command("hold")
+def hold_study(
+    study_uid: StudyUid,
+    reason: Annotated[str | None, typer.Option("--reason", help="Shown by `studies show`.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Keep a study from being processed, and its results from leaving, until it is released."""
+    open_node(config).admin.hold(study_uid, reason)
+    say(f"study {study_uid} is held")
+
+
+@studies.command("release")
+def release_study(
+    study_uid: StudyUid,
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="The right Patient ID; images with another are withdrawn.")
+    ] = None,
+    same: Annotated[bool, typer.Option("--same", help="All Patient IDs of the study are one patient.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a held study go on; of two patients, say which is right or that they are the same."""
+    done = open_node(config).admin.release(study_uid, patient_id=patient, is_same=same)
+    if as_json:
+        show_json(done)
+        return
+    say(f"study {study_uid} goes on")
+    if done["n_instances"]:
+        say(f"{done['n_instances']} instances of another patient are withdrawn")
 
 
 @studies.command("purge")

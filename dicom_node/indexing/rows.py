@@ -103,4 +103,8 @@ def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) 
             on_kept_back=lambda one, reason: log.warning(
                 "instance.kept_back", sop_instance_uid=one.sop_instance_uid, calling_ae=one.calling_ae, reason=reason
             ),
+            on_held=lambda uid: log.warning("study.held", study_instance_uid=uid, reason="two Patient IDs"),
+            on_withdrawn=lambda uid, taken: log.warning(
+                "instances.withdrawn", study_instance_uid=uid, count=taken.n_instances
+            ),
         )

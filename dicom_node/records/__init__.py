@@ -7,6 +7,7 @@ connection, except to join `enqueue` to a transaction of its own.
 from dicom_node.records.database import Database, DatabaseCheck, open_database
 from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
 from dicom_node.records.deliveries import Deliveries
+from dicom_node.records.holding import Identity
 from dicom_node.records.job_values import (
     ClaimedDelivery,
     ClaimedJob,
@@ -28,6 +29,7 @@ from dicom_node.records.study_values import (
     slice_spacing_mm,
 )
 from dicom_node.records.versions import OnConflict
+from dicom_node.records.withdrawing import Withdrawn
 
 __all__ = [
     "ClaimedDelivery",
@@ -39,6 +41,7 @@ __all__ = [
     "Decisions",
     "Deliveries",
     "DeliveryRow",
+    "Identity",
     "JobDetail",
     "JobRow",
     "Jobs",
@@ -53,6 +56,7 @@ __all__ = [
     "Studies",
     "StudyEvidence",
     "StudyRow",
+    "Withdrawn",
     "open_database",
     "planes_of",
     "slice_spacing_mm",

@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Row, func, or_, select, update
 from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
 from dicom_node.records.database import Database
+from dicom_node.records.holding import is_held
 from dicom_node.records.job_reading import claimed_delivery, delivery_listing, delivery_row
 from dicom_node.records.job_values import ClaimedDelivery, DeliveryRow
 from dicom_node.records.schema import delivery, job, result
@@ -184,8 +185,10 @@ class Deliveries:
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
-    """Return the condition of being sent now: queued, its back-off over, its job not cancelled."""
-    delivering = select(job.c.id).where(job.c.id == delivery.c.job_id, job.c.state == JobState.DELIVERING)
+    """Return the condition of being sent now: queued, its back-off over, its job not cancelled, its study not held."""
+    delivering = select(job.c.id).where(
+        job.c.id == delivery.c.job_id, job.c.state == JobState.DELIVERING, ~is_held(job.c.study_instance_uid)
+    )
     return (
         (delivery.c.state == DeliveryState.QUEUED)
         & or_(delivery.c.not_before.is_(None), delivery.c.not_before <= now)

@@ -16,9 +16,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from sqlalchemy import Column, Connection, Row, delete, insert, select, update
 
+from dicom_node.records.holding import hold_if_two_patients
 from dicom_node.records.schema import association_study, instance, series, study
 from dicom_node.records.study_values import planes_of
 from dicom_node.records.versions import OnConflict, Version, why_kept_back
+from dicom_node.records.withdrawing import forget_expired, rejections
 from dicom_node.study import FiledInstance, InstanceDescription
 
 Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
@@ -64,12 +66,15 @@ class StudyIndexed:
     """Routing has something new to judge."""
     kept_back: tuple[KeptBack, ...] = ()
     """(instance, reason) of each new version that does not count."""
+    is_held: bool = False
+    """The study has two patients since this batch, and waits for an administrator."""
 
 
 def index_study(
     connection: Connection, study_uid: str, items: Sequence[Indexed], on_conflict: OnConflict
 ) -> StudyIndexed:
     """Write the rows of one study's instances."""
+    forget_expired(connection, study_uid, {filed.sop_instance_uid for filed, _ in items})
     new = _without_row(connection, study_uid, items)
     find = select(study).where(study.c.study_instance_uid == study_uid).with_for_update()
     row = connection.execute(find).first()
@@ -87,7 +92,9 @@ def index_study(
         _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
     if written.accepted:
         _refresh_study(connection, row, written, revision)
-    return StudyIndexed(is_new_input=bool(written.changed), kept_back=written.kept_back)
+    came = {(described.patient_id, described.issuer_of_patient_id) for _, described in written.accepted}
+    is_held = hold_if_two_patients(connection, study_uid, came)
+    return StudyIndexed(is_new_input=bool(written.changed), kept_back=written.kept_back, is_held=is_held)
 
 
 def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> list[Indexed]:
@@ -204,6 +211,7 @@ def _write_versions(
     on_conflict: OnConflict,
 ) -> _Written:
     """Insert the versions; make the one of each instance that counts the current one."""
+    rejected = rejections(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     holders = _current_versions(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     changed: set[str] = set()
@@ -211,8 +219,11 @@ def _write_versions(
     kept_back: list[KeptBack] = []
     for filed, description in new:
         holder = holders.get(filed.sop_instance_uid)
-        reason = None if holder is None else why_kept_back(_as_version(holder), _as_version(filed), on_conflict)
+        reason = rejected.get(filed.sop_instance_uid)
+        if reason is None and holder is not None:
+            reason = why_kept_back(_as_version(holder), _as_version(filed), on_conflict)
         row = _version_row(filed, description, is_current=reason is None)
+        row["withdrawn"] = rejected.get(filed.sop_instance_uid)
         rows[filed.sop_instance_uid, filed.digest] = row
         if reason is not None:
             kept_back.append((filed, reason))

@@ -62,6 +62,7 @@ def job_row(row: Row[Any]) -> JobRow:
         attempts=row.attempts,
         generation=row.generation,
         superseded_by=row.superseded_by,
+        flag=row.flag,
         outcome=row.outcome,
         engine=row.engine,
         reason=row.reason,

@@ -97,6 +97,8 @@ class JobRow:
     attempts: int
     generation: int
     superseded_by: int | None
+    flag: str | None
+    """Why its results are not to be relied on."""
     outcome: str | None
     engine: str | None
     reason: str | None

@@ -17,6 +17,7 @@ from dicom_node.errors import LeaseLostError
 from dicom_node.ids import new_uid
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_job_state
 from dicom_node.records.database import Database
+from dicom_node.records.holding import is_held
 from dicom_node.records.job_reading import claimed_job, job_detail, job_row
 from dicom_node.records.job_values import (
     PRIORITY_RANK,
@@ -73,6 +74,7 @@ class Jobs:
         now = self._clock.now()
         chosen = (
             select(job.c.id)
+            .where(~is_held(job.c.study_instance_uid))
             .where(job.c.state == JobState.QUEUED, or_(job.c.not_before.is_(None), job.c.not_before <= now))
             .order_by(_RANK, job.c.id)
             .limit(1)

@@ -109,14 +109,22 @@ def require_input(connection: Connection, row: Row[Any]) -> None:
     IllegalTransitionError
         With the reason, and what to do about it.
     """
-    connection.execute(
-        select(study.c.state).where(study.c.study_instance_uid == row.study_instance_uid).with_for_update()
-    )  # no purge comes between this look and the row that it allows
+    here = select(study.c.state).where(study.c.study_instance_uid == row.study_instance_uid)
+    state = connection.execute(here.with_for_update()).scalar()  # no purge comes before the row that this allows
+    if state == "held":
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: its study is held; release it first")
     pinned = {
         (image.sop_instance_uid, image.digest)
         for images in input_from_json(row.input).roles.values()
         for image in images
     }
+    withdrawn = connection.execute(
+        select(instance.c.sop_instance_uid, instance.c.digest).where(
+            instance.c.study_instance_uid == row.study_instance_uid, instance.c.withdrawn.is_not(None)
+        )
+    )
+    if any((one.sop_instance_uid, one.digest) in pinned for one in withdrawn):
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: images that it reads were withdrawn")
     reason = why_purged(connection, pinned, row.study_instance_uid)
     if reason is not None:
         raise IllegalTransitionError(f"job {row.id} cannot be done again: {reason}")

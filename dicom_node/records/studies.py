@@ -29,6 +29,7 @@ from sqlalchemy import (
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records.database import Database
+from dicom_node.records.holding import Identity, hold_study, identities_of, release_study
 from dicom_node.records.indexing import Indexed, index_study
 from dicom_node.records.schema import association, association_study, decision, instance, job, series, study
 from dicom_node.records.study_values import (
@@ -39,6 +40,7 @@ from dicom_node.records.study_values import (
     slice_spacing_mm,
 )
 from dicom_node.records.versions import OnConflict
+from dicom_node.records.withdrawing import Withdrawn, withdraw_by_note
 from dicom_node.study import Association, FiledInstance, SeriesView, SourceImage, StudyView
 
 
@@ -102,22 +104,88 @@ class Studies:
     # Indexing
 
     def index(
-        self, batch: Sequence[Indexed], *, on_kept_back: Callable[[FiledInstance, str], None] | None = None
+        self,
+        batch: Sequence[Indexed],
+        *,
+        on_kept_back: Callable[[FiledInstance, str], None] | None = None,
+        on_held: Callable[[str], None] | None = None,
+        on_withdrawn: Callable[[str, Withdrawn], None] | None = None,
     ) -> tuple[str, ...]:
         """Write the rows of `batch` in one transaction; return the UIDs of the studies that got new input.
 
         Idempotent: a version that has its row already changes nothing but the trace of the association that moved it.
-        `on_kept_back` hears, afterwards, of each new version that does not count, with the reason.
+        `on_kept_back` hears, afterwards, of each new version that does not count, with the reason; `on_held` of each
+        study that is held since; `on_withdrawn` of each study of which a rejection note took something back.
         """
         by_study: dict[str, list[Indexed]] = {}
         for filed, description in batch:
             by_study.setdefault(description.study_instance_uid, []).append((filed, description))
         with self._database.begin() as connection:
             done = {uid: index_study(connection, uid, items, self._on_conflict) for uid, items in by_study.items()}
+            withdrawn = self._obey_notes(connection, batch)
         for instance_, reason in (kept for one in done.values() for kept in one.kept_back):
             if on_kept_back is not None:
                 on_kept_back(instance_, reason)
+        for uid, one in done.items():
+            if one.is_held and on_held is not None:
+                on_held(uid)
+        for uid, taken in withdrawn:
+            if on_withdrawn is not None:
+                on_withdrawn(uid, taken)
         return tuple(uid for uid, one in done.items() if one.is_new_input)
+
+    def _obey_notes(self, connection: Connection, batch: Sequence[Indexed]) -> tuple[tuple[str, Withdrawn], ...]:
+        """Withdraw what the rejection notes of a batch name; return what that did, study by study."""
+        done = []
+        for filed, description in batch:
+            if description.rejection is None or description.made_by_us:
+                continue
+            named: dict[str, set[str]] = {}
+            for study_uid, sop_instance_uid in description.rejection.references:
+                named.setdefault(study_uid, set()).add(sop_instance_uid)
+            code, reason = description.rejection.code, description.rejection.reason
+            for study_uid, sops in named.items():
+                taken = withdraw_by_note(
+                    connection, study_uid, sops, filed.sop_instance_uid, code, reason, self._clock.now()
+                )
+                if taken != Withdrawn():
+                    done.append((study_uid, taken))
+        return tuple(done)
+
+    # Holds
+
+    def hold(self, study_uid: str, reason: str) -> None:
+        """Keep a study from being processed and its results from leaving, until it is released.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        IllegalTransitionError
+            When it is held or purged already.
+        """
+        with self._database.begin() as connection:
+            hold_study(connection, study_uid, reason)
+
+    def release(self, study_uid: str, *, patient_id: str | None = None, is_same: bool = False) -> Withdrawn:
+        """Let a held study go on; see `holding.release_study`."""
+        with self._database.begin() as connection:
+            return release_study(connection, study_uid, patient_id=patient_id, is_same=is_same, now=self._clock.now())
+
+    def identities(self, study_uid: str) -> tuple[Identity, ...]:
+        """Return who the patient is, as the study's instances say; the most frequent first."""
+        with self._database.read() as connection:
+            return identities_of(connection, study_uid)
+
+    def withdrawn(self, study_uid: str) -> dict[str, int]:
+        """Return how many instances of a study do not count any more, by reason."""
+        query = (
+            select(instance.c.withdrawn, func.count(instance.c.sop_instance_uid.distinct()))
+            .where(instance.c.study_instance_uid == study_uid, instance.c.withdrawn.is_not(None))
+            .group_by(instance.c.withdrawn)
+        )
+        with self._database.read() as connection:
+            return {reason: int(count) for reason, count in connection.execute(query)}
 
     def is_indexed(self, sop_instance_uid: str, digest: str) -> bool:
         """Return whether this version has its row."""
@@ -247,6 +315,12 @@ def revision_of(connection: Connection, study_uid: str, series_uid: str | None) 
     if revision is None:
         raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
     return int(revision)
+
+
+def state_of(connection: Connection, study_uid: str) -> str:
+    """Return the state of a study, empty when there is none; its row stays as it is until the transaction ends."""
+    here = select(study.c.state).where(study.c.study_instance_uid == study_uid)
+    return str(connection.execute(here.with_for_update()).scalar() or "")
 
 
 def _end_associations(connection: Connection, ids: Iterable[str], at: datetime, how: str) -> None:
@@ -383,6 +457,7 @@ def _listed(row: Row[Any]) -> StudyRow:
     return StudyRow(
         study_instance_uid=row.study_instance_uid,
         state=row.state,
+        reason=row.reason,
         n_series=row.n_series,
         n_instances=row.n_instances,
         first_received=row.first_received,

@@ -30,6 +30,8 @@ class StudyRow:
 
     study_instance_uid: str
     state: StudyState
+    reason: str | None
+    """Why it is held."""
     n_series: int
     n_instances: int
     first_received: datetime

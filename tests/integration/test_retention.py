@@ -404,6 +404,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 for number in range(40):
     retention.purge(f"1.2.{{number}}")
+    print(number, flush=True)
 """
 
 
@@ -427,7 +428,10 @@ def _kill_a_purge(folder: Path, seed: int) -> None:
         assert "ready\n" == purger.stdout.readline()
         purger.stdin.write("go\n")
         purger.stdin.flush()
-        time.sleep(random.Random(seed).uniform(0.02, 0.3))
+        draw = random.Random(seed)
+        for _ in range(draw.randint(1, 15)):
+            purger.stdout.readline()
+        time.sleep(draw.uniform(0, 0.01))  # the drawn moment within one study is what is tested
         os.kill(purger.pid, signal.SIGKILL)
     with site.records.database.read() as connection:
         rows = connection.execute(select(instance.c.path, instance.c.purged_at)).all()
