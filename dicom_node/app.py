@@ -25,8 +25,9 @@ from dicom_node.logs import Log, start_logging
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
+    from dicom_node.adoption import Adoption
     from dicom_node.backup import Nightly
-    from dicom_node.config.schema import Peer
+    from dicom_node.config.schema import Destination, Peer
     from dicom_node.dimse.tls import Certificates
     from dicom_node.filing import InstanceStore, ResultStore
     from dicom_node.indexing import Index
@@ -277,6 +278,30 @@ class Node:
             log=Log("backup"),
         )
 
+    def _adoption(self, destination: Destination, peer: Peer, log: Log) -> Adoption | None:
+        """Return what gives results the identity that a destination knows, where its profile asks for it."""
+        if destination.profile.identity == "source":
+            return None
+        from dicom_node.adoption import Adoption
+        from dicom_node.dimse import find
+
+        return Adoption(
+            self.deliveries,
+            self.results,
+            destination=destination.name,
+            ask=lambda keys: find(
+                peer,
+                "STUDY",
+                keys,
+                calling_ae=self.config.node.ae_titles[0],
+                timeout_s=self.config.sender.timeout_s,
+                tls=self.tls_for(peer),
+            ),
+            patience=self.config.sender.max_refusals,
+            clock=self.clock,
+            log=log,
+        )
+
     def _sender(self) -> roles.Role:
         from dicom_node import upkeep
         from dicom_node.pipeline import Dispatch
@@ -295,6 +320,7 @@ class Node:
                     settings=self.config.sender,
                     jitter=random.random,
                     tls=partial(self.tls_for, peers[destination.peer]),
+                    adoption=self._adoption(destination, peers[destination.peer], log),
                     clock=self.clock,
                     log=log,
                 ).step,

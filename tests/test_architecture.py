@@ -95,6 +95,7 @@ RECORDS_CALLERS = (
     "dicom_node.pipeline",
     "dicom_node.retention",
     "dicom_node.backup",
+    "dicom_node.adoption",
     "dicom_node.upkeep",
     "dicom_node.admin.*",
     "dicom_node.roles",

@@ -24,7 +24,6 @@ LATER: Final[Mapping[tuple[str, ...], tuple[object, ...] | None]] = {
     ("destination", "dicomweb"): _WHOLE_KEY,
     ("destination", "profile", "seg"): ("labelmap",),
     ("destination", "profile", "sr"): ("comprehensive",),
-    ("destination", "profile", "identity"): ("destination",),
     ("route", "report_not_processed"): (True,),
     ("route", "complete", "expected_from"): _WHOLE_KEY,
 }

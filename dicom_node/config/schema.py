@@ -309,7 +309,8 @@ class Profile(Table):
     """"capture" is accepted, and `Config.notes` says that this version makes none."""
     seg: Literal["binary"] = "binary"
     sr: Literal["comprehensive_3d"] = "comprehensive_3d"
-    identity: Literal["source"] = "source"
+    identity: Literal["source", "destination"] = "source"
+    """"destination": results get the patient and order under which it knows the study; it is asked by C-FIND."""
 
 
 class Destination(Table):

@@ -125,8 +125,8 @@ def delivery_row(row: Row[Any]) -> DeliveryRow:
     )
 
 
-def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
-    """Return what a sender needs of a delivery that it has just claimed, and of its result."""
+def claimed_delivery(row: Row[Any], filed: Row[Any], study_uid: str) -> ClaimedDelivery:
+    """Return what a sender needs of a delivery that it has just claimed, of its result, and of its study."""
     return ClaimedDelivery(
         id=row.id,
         token=row.token,
@@ -140,6 +140,8 @@ def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
         attempt=row.attempts,
         refusals=row.refusals,
         leased_until=row.leased_until,
+        study_instance_uid=study_uid,
+        is_variant=filed.variant_of is not None,
     )
 
 

@@ -27,6 +27,7 @@ from dicom_node.records.job_values import (
     NewJob,
     NewResult,
     destinations_from_json,
+    result_values,
 )
 from dicom_node.records.queueing import enqueue_job, reprocess_job, require_input
 from dicom_node.records.schema import attempt, delivery, job, result
@@ -148,7 +149,7 @@ class Jobs:
                 filed_at=now,
             )
             if results:
-                connection.execute(insert(result), [_result_values(job_id, one, now) for one in results])
+                connection.execute(insert(result), [result_values(job_id, one, now) for one in results])
             names = connection.execute(select(job.c.destinations).where(job.c.id == job_id)).scalar_one()
             queue_deliveries(connection, job_id, destinations_from_json(names), now)
             return close_delivered_job(connection, job_id, now)
@@ -332,16 +333,3 @@ class Jobs:
 def _deliveries_in(connection: Connection, job_id: int, states: Sequence[DeliveryState]) -> Sequence[int]:
     query = select(delivery.c.id).where(delivery.c.job_id == job_id, delivery.c.state.in_(states))
     return connection.execute(query.order_by(delivery.c.id)).scalars().all()
-
-
-def _result_values(job_id: int, one: NewResult, now: datetime) -> dict[str, Any]:
-    return {
-        "job_id": job_id,
-        "kind": one.kind,
-        "sop_class_uid": one.sop_class_uid,
-        "sop_instance_uid": one.sop_instance_uid,
-        "series_instance_uid": one.series_instance_uid,
-        "path": str(one.path),
-        "digest": one.digest,
-        "filed_at": now,
-    }

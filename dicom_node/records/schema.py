@@ -244,6 +244,7 @@ result = Table(
     Column("filed_at", UtcDateTime, nullable=False),
     # "": for all; else a variant with the identity that this destination knows
     Column("destination", Text, nullable=False, server_default=""),
+    Column("variant_of", Integer),  # the result that it was made of; no foreign key, SQLite could not add it in place
     Column("purged_at", UtcDateTime),  # when its file was given up; the row stays
     Column("unlinked_at", UtcDateTime),
     Index(None, "job_id"),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from dicom_node.errors import IllegalTransitionError, LeaseLostError, NotFoundError
 from dicom_node.lifecycle import (
@@ -118,12 +118,14 @@ def queue_deliveries(
 
     Returns how many were inserted.
     """
-    here = (result.c.job_id == job_id) & result.c.purged_at.is_(None)
+    here = (result.c.job_id == job_id) & result.c.purged_at.is_(None) & result.c.variant_of.is_(None)
     results = connection.execute(select(result.c.id, result.c.kind).where(here)).all()
     there = {
-        (row.result_id, row.destination)
+        (row.made_of, row.destination)  # a variant stands for what it was made of
         for row in connection.execute(
-            select(delivery.c.result_id, delivery.c.destination).where(delivery.c.job_id == job_id)
+            select(func.coalesce(result.c.variant_of, result.c.id).label("made_of"), delivery.c.destination)
+            .join(result, result.c.id == delivery.c.result_id)
+            .where(delivery.c.job_id == job_id)
         )
     }
     rows = [

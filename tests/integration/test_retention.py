@@ -402,13 +402,13 @@ site = Site(Path(sys.argv[1]), Records(Path(sys.argv[1]) / "records.sqlite", is_
 retention = site.retention()
 print("ready", flush=True)
 sys.stdin.readline()
-for number in range(40):
+for number in range(20):
     retention.purge(f"1.2.{{number}}")
     print(number, flush=True)
 """
 
 
-@pytest.mark.parametrize("seed", [1, 2, pytest.param(range(3, 23), marks=pytest.mark.long)], ids=str)
+@pytest.mark.parametrize("seed", [1, pytest.param(range(2, 22), marks=pytest.mark.long)], ids=str)
 def test_a_killed_purge_loses_and_leaves_nothing(tmp_path: Path, seed: Any) -> None:
     """SIGKILL in the middle: what is not purged by its row has its file; the next run removes every other file."""
     for one in [seed] if isinstance(seed, int) else seed:
@@ -418,7 +418,7 @@ def test_a_killed_purge_loses_and_leaves_nothing(tmp_path: Path, seed: Any) -> N
 def _kill_a_purge(folder: Path, seed: int) -> None:
     folder.mkdir()
     site = Site(folder)
-    for number in range(40):
+    for number in range(20):
         site.receive(2, study_uid=f"1.2.{number}")
     root = str(Path(__file__).parents[2])
     command = [sys.executable, "-c", _PURGER.format(root=root), str(folder)]
@@ -429,13 +429,13 @@ def _kill_a_purge(folder: Path, seed: int) -> None:
         purger.stdin.write("go\n")
         purger.stdin.flush()
         draw = random.Random(seed)
-        for _ in range(draw.randint(1, 15)):
+        for _ in range(draw.randint(1, 8)):
             purger.stdout.readline()
         time.sleep(draw.uniform(0, 0.01))  # the drawn moment within one study is what is tested
         os.kill(purger.pid, signal.SIGKILL)
     with site.records.database.read() as connection:
         rows = connection.execute(select(instance.c.path, instance.c.purged_at)).all()
-    assert 0 < len([row for row in rows if row.purged_at is not None]) < 80
+    assert 0 < len([row for row in rows if row.purged_at is not None]) < 40
     assert [] == [row.path for row in rows if row.purged_at is None and not Path(row.path).exists()]
     site.purge(retention_days=0)
     assert sorted(row.path for row in rows if row.purged_at is None) == sorted(map(str, site.files()))

@@ -278,7 +278,6 @@ LATER_USES = {
     "destination.dicomweb": '[[destination]]\nname = "d"\ndicomweb = "https://pacs/dicom-web"',
     "destination.profile.seg": '[[destination]]\nname = "d"\n[destination.profile]\nseg = "labelmap"',
     "destination.profile.sr": '[[destination]]\nname = "d"\n[destination.profile]\nsr = "comprehensive"',
-    "destination.profile.identity": '[[destination]]\nname = "d"\nprofile = { identity = "destination" }',
     "route.report_not_processed": _line("report_not_processed = true"),
     "route.complete.expected_from": _line('[route.complete]\nexpected_from = "pacs"'),
 }

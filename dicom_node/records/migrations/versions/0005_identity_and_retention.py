@@ -28,6 +28,7 @@ _NEW: dict[str, tuple[sa.Column[Any], ...]] = {
     "job": (sa.Column("flag", sa.Text(), nullable=True),),
     "result": (
         sa.Column("destination", sa.Text(), server_default="", nullable=False),
+        sa.Column("variant_of", sa.Integer(), nullable=True),
         sa.Column("purged_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("unlinked_at", sa.DateTime(timezone=True), nullable=True),
     ),
