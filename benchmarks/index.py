@@ -188,7 +188,7 @@ def _series_row(items: Sequence[Item]) -> dict[str, Any]:
 def _instance_row(filed: FiledInstance, description: InstanceDescription) -> dict[str, Any]:
     names = ("sop_instance_uid", "digest", "sop_class_uid", "transfer_syntax_uid", "size_bytes", "calling_ae")
     of_filed = {name: getattr(filed, name) for name in (*names, "called_ae", "association", "received_at")}
-    said = ("study_instance_uid", "series_instance_uid", "is_image", "made_by_us", "n_frames")
+    said = ("study_instance_uid", "series_instance_uid", "is_image", "made_by_us", "n_frames", "patient_id")
     of_description = {name: getattr(description, name) for name in said}
     planes = [[list(frame.position_mm), list(frame.orientation)] for frame in description.frames]
     return of_filed | of_description | {"path": str(filed.path), "is_current": True, "planes": planes}

@@ -28,19 +28,24 @@ from dicom_node.reload import SERVING, Reload
 
 if TYPE_CHECKING:
     from dicom_node.admin import Admin
-    from dicom_node.config.schema import Peer
+    from dicom_node.adoption import Adoption
+    from dicom_node.backup import Nightly
+    from dicom_node.config.schema import Destination, Peer
     from dicom_node.dimse.tls import Certificates
     from dicom_node.filing import InstanceStore, ResultStore
     from dicom_node.indexing import Index
     from dicom_node.infer import PluginRegistry
     from dicom_node.receive.listener import Wrap
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Pauses, Studies
+    from dicom_node.retention import Retention
 
 SHIPPED = Path(__file__).parent / "shipped"
 """What an installed wheel brings along; in a checkout the same folders stand at its top."""
 STEP_S = 0.2
 """Pause of a loop that found nothing to do."""
 WATCH_S = 2.0
+PURGE_S = 60.0
+"""Between two looks for what may be purged; days and gigabytes do not change faster."""
 
 
 class Role(StrEnum):
@@ -66,10 +71,11 @@ class Node:
     @property
     def has_records(self) -> bool:
         """Whether there is a database already; asking for `database` makes one."""
-        return self._database_file.exists()
+        return self.records_file.exists()
 
     @property
-    def _database_file(self) -> Path:
+    def records_file(self) -> Path:
+        """Where the records lie."""
         return self.data_dir / "records.sqlite"
 
     @cached_property
@@ -78,7 +84,7 @@ class Node:
         from dicom_node.records import open_database
 
         self.data_dir.mkdir(parents=True, exist_ok=True)
-        database = open_database(self._database_file, clock=self.clock)
+        database = open_database(self.records_file, clock=self.clock)
         database.migrate()
         return database
 
@@ -146,6 +152,22 @@ class Node:
         from dicom_node.filing import ResultStore
 
         return ResultStore(self.data_dir / "results")
+
+    @cached_property
+    def retention(self) -> Retention:
+        """What gives up images and results."""
+        from dicom_node.records import Purges
+        from dicom_node.retention import Retention, used_percent
+
+        return Retention(
+            Purges(self.database),
+            received=self.store.disposal(),
+            results=self.results.disposal(),
+            settings=self.config.storage,
+            used_percent=partial(used_percent, self.data_dir),
+            clock=self.clock,
+            log=Log("retention"),
+        )
 
     @cached_property
     def registry(self) -> PluginRegistry:
@@ -297,9 +319,49 @@ class Node:
             roles.Loop(name="reload", step=reload.step, idle_s=STEP_S),
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
+            roles.Loop(name="backup", step=self._nightly().step, idle_s=PURGE_S),
+            roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
+
+    def _nightly(self) -> Nightly:
+        from dicom_node.backup import Nightly
+
+        storage = self.config.storage
+        folder = self.config_file.parent / storage.backup_dir if storage.backup_dir else self.data_dir / "backup"
+        return Nightly(
+            self.database,
+            folder,
+            hour=storage.backup_hour,
+            keep=storage.backup_keep,
+            clock=self.clock,
+            log=Log("backup"),
+        )
+
+    def _adoption(self, destination: Destination, peer: Peer, log: Log) -> Adoption | None:
+        """Return what gives results the identity that a destination knows, where its profile asks for it."""
+        if destination.profile.identity == "source":
+            return None
+        from dicom_node.adoption import Adoption
+        from dicom_node.dimse import find
+
+        return Adoption(
+            self.deliveries,
+            self.results,
+            destination=destination.name,
+            ask=lambda keys: find(
+                peer,
+                "STUDY",
+                keys,
+                calling_ae=self.config.node.ae_titles[0],
+                timeout_s=self.config.sender.timeout_s,
+                tls=self.tls_for(peer),
+            ),
+            patience=self.config.sender.max_refusals,
+            clock=self.clock,
+            log=log,
+        )
 
     def _sender(self, asked: threading.Event) -> roles.Role:
         log = Log("sender")
@@ -320,10 +382,10 @@ class Node:
         from dicom_node.pipeline import Dispatch
 
         config = self.rules.current.config
-        peers = {one.name: one.peer for one in config.destination}
-        if name not in peers:
+        destination = next((one for one in config.destination if one.name == name), None)
+        if destination is None:
             return False
-        peer = next(one for one in config.peer if one.name == peers[name])
+        peer = next(one for one in config.peer if one.name == destination.peer)
         dispatch = Dispatch(
             self.deliveries,
             destination=name,
@@ -333,6 +395,7 @@ class Node:
             settings=self.config.sender,
             jitter=random.random,
             tls=partial(self.tls_for, peer),
+            adoption=self._adoption(destination, peer, log),
             clock=self.clock,
             log=log,
         )
@@ -394,7 +457,9 @@ def run_role(config: Path | None, role: Role) -> None:
     start_logging()
     stop = roles.stop_on_signals()
     asked = roles.asked_on_hangup()  # before the file is read: no change is missed
-    open_node(config).role(role, stop, asked).run(stop)
+    node = open_node(config)
+    with processes.serving(node.data_dir):
+        node.role(role, stop, asked).run(stop)
 
 
 def supervise(config: Path | None) -> int:
@@ -412,7 +477,8 @@ def supervise(config: Path | None) -> int:
     taken = taken_port(node.config)
     if taken is not None:
         raise UsageError(f"the node cannot listen on {taken}; is it serving already? [receive] port in config.toml")
-    node.database.close()  # migrated before the roles start side by side
+    with processes.serving(node.data_dir):
+        node.database.close()  # migrated before the roles start side by side
     log = Log("serve")
     for note in node.config.notes():
         log.info("config.note", reason=note)

@@ -102,7 +102,7 @@ class DeliveryState(StrEnum):
     COMMITTING = "committing"  # storage commitment was asked for
     COMMITTED = "committed"  # the destination promised safekeeping
     REFUSED = "refused"  # the destination never takes this kind of object
-    HELD = "held"  # an administrator, or too many refusals, stopped it
+    HELD = "held"  # an administrator stopped it, or the destination's patient is not ours
     FAILED = "failed"  # the destination answers, but not with success, again and again
     SKIPPED = "skipped"  # an administrator does without it
 
@@ -116,6 +116,7 @@ class DeliveryEvent(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     REFUSE = "refuse"
     FAIL = "fail"
+    SET_ASIDE = "set_aside"  # the destination knows the study under another patient, or several
     HOLD = "hold"
     RETRY = "retry"
     SKIP = "skip"
@@ -130,6 +131,7 @@ DELIVERY_TRANSITIONS: Final[Mapping[tuple[DeliveryState, DeliveryEvent], Deliver
         (DeliveryState.SENDING, DeliveryEvent.RETRY_LATER): DeliveryState.QUEUED,
         (DeliveryState.SENDING, DeliveryEvent.LEASE_EXPIRED): DeliveryState.QUEUED,
         (DeliveryState.SENDING, DeliveryEvent.REFUSE): DeliveryState.REFUSED,
+        (DeliveryState.SENDING, DeliveryEvent.SET_ASIDE): DeliveryState.HELD,
         (DeliveryState.SENDING, DeliveryEvent.FAIL): DeliveryState.FAILED,
         (DeliveryState.STORED, DeliveryEvent.ASK_COMMITMENT): DeliveryState.COMMITTING,
         (DeliveryState.COMMITTING, DeliveryEvent.COMMIT): DeliveryState.COMMITTED,

@@ -21,16 +21,19 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from dicom_node import __version__, routing
+from dicom_node.adoption import Adoption
 from dicom_node.clock import Clock
 from dicom_node.config import Config
 from dicom_node.config.live import Live, Rules
 from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
 from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
 from dicom_node.errors import (
+    DeliveryError,
     DicomNodeError,
     LeaseLostError,
     RecordsError,
     RefusedInputError,
+    UnreachableError,
 )
 from dicom_node.filing import ResultStore
 from dicom_node.ids import Installation
@@ -450,8 +453,13 @@ class Dispatch:
         clock: Clock,
         log: Log,
         tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+        adoption: Adoption | None = None,
     ) -> None:
-        """`tls` is asked at every call, so that renewed certificates count; None calls without TLS."""
+        """`tls` is asked at every call, so that renewed certificates count; None calls without TLS.
+
+        `adoption`: what gives results the identity that the destination knows; None leaves them as they are.
+        """
+        self._adoption = adoption
         self._deliveries = deliveries
         self._destination = destination
         self._peer = peer
@@ -468,6 +476,10 @@ class Dispatch:
         claimed = self._claim()
         if not claimed:
             return False
+        if self._adoption is not None:
+            claimed = self._adoption.prepare(claimed, self._fail)
+            if not claimed:
+                return True
         parcels = [Parcel(delivery_id=delivery.id, path=delivery.path) for delivery in claimed]
         outcomes = deliver_batch(
             parcels,
@@ -491,6 +503,13 @@ class Dispatch:
                 status=outcome.status,
             )
         return True
+
+    def _fail(self, delivery: ClaimedDelivery, error: UnreachableError | DeliveryError) -> None:
+        """Write that a delivery could not even be prepared."""
+        try:
+            self._write(delivery, Outcome(delivery_id=delivery.id, reason=str(error), error=error))
+        except LeaseLostError:
+            self._log.warning("delivery.lost", destination=self._destination, job_id=delivery.job_id)
 
     def _claim(self) -> list[ClaimedDelivery]:
         lease_s = self._settings.timeout_s * 4

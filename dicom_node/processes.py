@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
+
+from dicom_node.errors import UsageError
 
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2), linux/prctl.h."""
@@ -26,6 +31,55 @@ def give_way() -> None:
     """Let the present process run behind those that scanners wait for; in vain where a sandbox forbids to say so."""
     with suppress(OSError):
         os.nice(_BEHIND)
+
+
+_SERVING: Final = "serving.lock"
+
+
+@contextmanager
+def serving(data_dir: Path) -> Iterator[None]:
+    """Hold, with every other role, the sign that the node serves.
+
+    Raises
+    ------
+    UsageError
+        When a command has the node for itself.
+    """
+    with locked(data_dir / _SERVING, exclusive=False) as is_ours:
+        if not is_ours:
+            raise UsageError("a restore or migration is under way; start the node when it has ended")
+        yield
+
+
+@contextmanager
+def alone(data_dir: Path) -> Iterator[None]:
+    """Have the node's folder for oneself: no role runs, and none can start.
+
+    Raises
+    ------
+    UsageError
+        When a role runs.
+    """
+    with locked(data_dir / _SERVING) as is_ours:
+        if not is_ours:
+            raise UsageError("the node is serving; stop it first")
+        yield
+
+
+@contextmanager
+def locked(file: Path, *, exclusive: bool = True) -> Iterator[bool]:
+    """Yield whether this process has the lock on a file, which is made when missing, until the end of the block."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
 
 
 CODECS: Final = ("gdcm", "pylibjpeg", "openjpeg", "libjpeg", "rle", "jpeg_ls", "PIL")

@@ -45,6 +45,17 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """What a rejection note takes back (IHE IOCM)."""
+
+    code: str
+    """Of the note's title, DCM."""
+    reason: str
+    references: tuple[tuple[str, str], ...]
+    """(Study Instance UID, SOP Instance UID), sorted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceDescription:
     """What indexing keeps of one instance: identity, header and the values that rules and geometry need."""
 
@@ -54,7 +65,7 @@ class InstanceDescription:
     sop_class_uid: str
     transfer_syntax_uid: str
     patient_id: str
-    """Empty when absent."""
+    """Without surrounding blanks; empty when absent."""
     is_image: bool
     """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or the like."""
     made_by_us: bool
@@ -64,6 +75,10 @@ class InstanceDescription:
     """The series' header: no bulk data, of Per-frame Functional Groups the first item only."""
     frames: tuple[Frame, ...]
     """Geometry of each frame; empty when the instance has none."""
+    issuer_of_patient_id: str = ""
+    """Who gave the Patient ID; empty when absent."""
+    rejection: Rejection | None = None
+    """None: it is no rejection note."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,11 +20,14 @@ from dicom_node.config import Config
 from dicom_node.config.schema import Address, Peer
 from dicom_node.errors import NotFoundError, UnreachableError, UsageError
 from dicom_node.ids import Installation
+from dicom_node.logs import Log
 from dicom_node.study import StudyView
 
 if TYPE_CHECKING:
+    from dicom_node.filing import InstanceStore
     from dicom_node.infer import PluginRegistry
     from dicom_node.records import Database, Decisions, Deliveries, Jobs, Pauses, Studies
+    from dicom_node.retention import Retention
 
 
 class Parts(Protocol):
@@ -90,6 +93,21 @@ class Parts(Protocol):
         ...
 
     @property
+    def records_file(self) -> Path:
+        """Where the records lie."""
+        ...
+
+    @property
+    def store(self) -> InstanceStore:
+        """Received instances."""
+        ...
+
+    @property
+    def retention(self) -> Retention:
+        """What gives up images."""
+        ...
+
+    @property
     def registry(self) -> PluginRegistry:
         """The plugins."""
         ...
@@ -118,7 +136,44 @@ class Admin:
         row = asdict(self._node.studies.show(study_uid))
         decisions = [asdict(decision) for decision in self._node.decisions.list(study_uid)]
         jobs = [asdict(job) for job in self._node.jobs.list(study_uid=study_uid)]
-        return {**row, "decisions": decisions, "jobs": jobs}
+        return {
+            **row,
+            "identities": [asdict(one) for one in self._node.studies.identities(study_uid)],
+            "withdrawn": self._node.studies.withdrawn(study_uid),
+            "decisions": decisions,
+            "jobs": jobs,
+        }
+
+    def hold(self, study_uid: str, reason: str | None) -> None:
+        """Keep a study from being processed, and what is there of results from leaving."""
+        self._node.studies.hold(study_uid, reason or "held by an administrator")
+
+    def release(
+        self, study_uids: Sequence[str], *, peer: str | None = None, patient_id: str | None, is_same: bool
+    ) -> list[dict[str, Any]]:
+        """Let held studies go on; return which, and what that withdrew.
+
+        Parameters
+        ----------
+        peer
+            All that the rate of this [[peer]] holds, in place of named ones.
+        patient_id, is_same
+            Of a study with two patients: which is right, or that they are one.
+        """
+        if bool(study_uids) == (peer is not None):
+            raise UsageError("name the studies to release, or --peer NAME for all that its rate holds")
+        if peer is not None:
+            titles = {one.name: one.ae_title for one in self._node.config.peer}
+            if peer not in titles:
+                raise NotFoundError(f"no [[peer]] is called {peer!r}; known: {', '.join(titles) or 'none'}")
+            study_uids = self._node.studies.held_for_rate(titles[peer])
+        return [
+            {
+                "study_instance_uid": uid,
+                **asdict(self._node.studies.release(uid, patient_id=patient_id, is_same=is_same)),
+            }
+            for uid in study_uids
+        ]
 
     def reprocess(self, study_uid: str) -> list[int]:
         """Queue the study's jobs once more under new UIDs; return the numbers of the new jobs.
@@ -134,21 +189,17 @@ class Admin:
             raise NotFoundError(f"study {study_uid} has no job to repeat; `route explain` says why")
         return made
 
-    def release_rate(self, study_uids: Sequence[str], *, peer: str | None = None) -> list[str]:
-        """Let studies be decided that are held because their sender exceeded its rate; return which.
+    def purge(self, study_uid: str) -> int:
+        """Give up the images of a study now; its rows stay. Return how many instances that were.
 
-        `peer`: all that are held of this [[peer]], in place of named ones.
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        IllegalTransitionError
+            When it is received or held, or a job or delivery of it is open.
         """
-        if bool(study_uids) == (peer is not None):
-            raise UsageError("name the studies to release, or --peer NAME for all that its rate holds")
-        if peer is not None:
-            titles = {one.name: one.ae_title for one in self._node.config.peer}
-            if peer not in titles:
-                raise NotFoundError(f"no [[peer]] is called {peer!r}; known: {', '.join(titles) or 'none'}")
-            study_uids = self._node.studies.held_for_rate(titles[peer])
-        for uid in study_uids:
-            self._node.studies.release_rate(uid)
-        return list(study_uids)
+        return self._node.retention.purge(study_uid)
 
     def jobs(self) -> list[dict[str, Any]]:
         """Return every job, latest first."""
@@ -352,6 +403,44 @@ class Admin:
 
         found = checks.local(self._node)
         return found + (checks.network(self._node.config, self.echo) if network else [])
+
+    def backup(self, target: Path) -> dict[str, Any]:
+        """Write a checked copy of the records to a new file; the node may serve meanwhile."""
+        from dicom_node.backup import backup
+
+        backup(self._node.database, target, clock=self._node.clock)
+        return {"file": str(target), "size_bytes": target.stat().st_size}
+
+    def restore(self, source: Path) -> dict[str, Any]:
+        """Put a copy in the place of the records, and keep the replaced ones; see dicom_node.backup."""
+        from dicom_node.backup import restore
+
+        node = self._node
+        return asdict(
+            restore(source, node.records_file, node.store, data_dir=node.data_dir, clock=node.clock, log=Log("restore"))
+        )
+
+    def migrate(self) -> dict[str, str]:
+        """Bring the database up to this program's version; return what it was before.
+
+        Raises
+        ------
+        UsageError
+            When there is something to do and the node serves.
+        """
+        from dicom_node.processes import alone
+        from dicom_node.records import open_database
+
+        self._node.data_dir.mkdir(parents=True, exist_ok=True)
+        database = open_database(self._node.records_file, clock=self._node.clock)
+        try:
+            before = database.check().schema
+            if before != "current":
+                with alone(self._node.data_dir):
+                    database.migrate()
+        finally:
+            database.close()
+        return {"before": before, "now": "current"}
 
     def _peer(self, name: str) -> Peer:
         for peer in self._node.config.peer:

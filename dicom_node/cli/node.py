@@ -20,6 +20,9 @@ def register(cli: typer.Typer) -> None:
     cli.command("serve")(serve)
     cli.command("check")(check)
     cli.command("demo")(demo)
+    cli.command("backup")(backup)
+    cli.command("restore")(restore)
+    cli.command("migrate")(migrate)
     cli.add_typer(plugins, name="plugins")
 
 
@@ -65,6 +68,42 @@ def demo(
     if as_json:
         show_json(report.as_dict())
     raise typer.Exit(0 if report.agrees else 1)
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the database to a new file and check the copy; the node may serve meanwhile."""
+    made = open_node(config).admin.backup(file)
+    if as_json:
+        show_json(made)
+        return
+    say(f"wrote {made['size_bytes']} bytes to {made['file']}; the copy is whole")
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `backup` wrote.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Put a copy in the place of the database, which is kept; not while the node serves."""
+    done = open_node(config).admin.restore(file)
+    if as_json:
+        show_json(done)
+        return
+    say(f"restored {file}" + (f"; the former database is {done['replaced']}" if done["replaced"] else ""))
+    say(f"{done['n_lost']} images were purged since and are marked so, {done['n_indexed']} came since and have rows")
+
+
+def migrate(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Bring the database up to this program's version; `serve` does it, too."""
+    done = open_node(config).admin.migrate()
+    if as_json:
+        show_json(done)
+        return
+    say("nothing to do: the database is current" if done["before"] == "current" else "the database is current now")
 
 
 @plugins.command("list")

@@ -74,6 +74,13 @@ def show_study(study_uid: StudyUid, config: ConfigOption = None, as_json: JsonOp
         show_json(entry)
         return
     show([entry], (*STUDY_COLUMNS[:5], "reason"), as_json=False)
+    if len(entry["identities"]) > 1:
+        show(entry["identities"], ("patient_id", "issuer", "n_instances"), as_json=False, title="patients")
+    for reason, count in entry["withdrawn"].items():
+        say(f"{count} instances do not count: {reason}")
+    for job in entry["jobs"]:
+        if job["flag"]:
+            say(f"the results of job {job['id']} are not to be relied on: {job['flag']}")
     show(entry["decisions"], DECISION_COLUMNS, as_json=False, title="decisions")
     show(entry["jobs"], JOB_COLUMNS, as_json=False, title="jobs")
 
@@ -88,21 +95,59 @@ def reprocess_study(study_uid: StudyUid, config: ConfigOption = None, as_json: J
     say(f"queued again as {', '.join(f'job {number}' for number in made)}")
 
 
+@studies.command("hold")
+def hold_study(
+    study_uid: StudyUid,
+    reason: Annotated[str | None, typer.Option("--reason", help="Shown by `studies show`.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Keep a study from being processed, and its results from leaving, until it is released."""
+    open_node(config).admin.hold(study_uid, reason)
+    say(f"study {study_uid} is held")
+
+
 @studies.command("release")
 def release_studies(
     study_uids: Annotated[
         list[str] | None, typer.Argument(metavar="[STUDY_UID]...", help="Study Instance UIDs.")
     ] = None,
+    patient: Annotated[
+        str | None, typer.Option("--patient", help="The right Patient ID; images with another are withdrawn.")
+    ] = None,
+    same: Annotated[bool, typer.Option("--same", help="All Patient IDs of the study are one patient.")] = False,
     peer: Annotated[str | None, typer.Option("--peer", help="All that the rate of this [[peer]] holds.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Let studies be decided that are held because their sender exceeded its rate."""
-    released = open_node(config).admin.release_rate(study_uids or [], peer=peer)
+    """Let held studies go on; of two patients, say which is right or that they are the same."""
+    done = open_node(config).admin.release(study_uids or [], peer=peer, patient_id=patient, is_same=same)
     if as_json:
-        show_json({"released": released})
+        show_json(done)
         return
-    say(f"released {len(released)} studies")
+    for one in done:
+        say(f"study {one['study_instance_uid']} goes on")
+        if one["n_instances"]:
+            say(f"{one['n_instances']} instances of another patient are withdrawn")
+    if not done:
+        say("no study is held by the rate of this peer")
+
+
+@studies.command("purge")
+def purge_study(
+    study_uid: StudyUid,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Delete the images of a study now; what is known of it stays, and it may be sent again."""
+    admin = open_node(config).admin
+    if not yes:
+        typer.confirm(f"Delete the {admin.study(study_uid)['n_instances']} instances of {study_uid}?", abort=True)
+    count = admin.purge(study_uid)
+    if as_json:
+        show_json({"study_instance_uid": study_uid, "purged": count})
+        return
+    say(f"purged {count} instances of {study_uid}")
 
 
 @jobs.command("list")

@@ -21,12 +21,9 @@ Problem: TypeAlias = tuple[Loc, str]
 _WHOLE_KEY: Final = None
 LATER: Final[Mapping[tuple[str, ...], tuple[object, ...] | None]] = {
     ("node", "database"): ("postgresql",),
-    ("storage", "quota_gb"): _WHOLE_KEY,
-    ("storage", "retention_days"): _WHOLE_KEY,
     ("destination", "dicomweb"): _WHOLE_KEY,
     ("destination", "profile", "seg"): ("labelmap",),
     ("destination", "profile", "sr"): ("comprehensive",),
-    ("destination", "profile", "identity"): ("destination",),
     ("route", "report_not_processed"): (True,),
     ("route", "complete", "expected_from"): _WHOLE_KEY,
 }

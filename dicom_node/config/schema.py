@@ -32,6 +32,7 @@ AeTitle: TypeAlias = Annotated[str, BeforeValidator(_checked_ae_title)]
 Port: TypeAlias = Annotated[int, Field(ge=1, le=65535)]
 FileName: TypeAlias = Annotated[str, Field(min_length=1)]
 Scalar: TypeAlias = str | int | float
+NotNegative: TypeAlias = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds: TypeAlias = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -213,6 +214,22 @@ class StorageSettings(Table):
     """Below this much free space no instance is accepted (0xA700)."""
     journal_mb: Annotated[int, Field(ge=0)] = 512
     """Write-ahead journal for small instances; 0: none."""
+    retention_days: NotNegative = 30.0
+    """Days after the last image until the images of a complete study are purged; 0: no limit."""
+    quota_gb: NotNegative = 0.0
+    """Gigabytes (1e9 bytes) of received images above which the oldest study is purged; 0: no limit."""
+    high_water_percent: Annotated[float, Field(ge=0, le=100)] = 90.0
+    """How full the disk may be before the oldest study is purged; 0: no limit."""
+    keep_hours: NotNegative = 24.0
+    """Nothing younger is purged, however full the disk is."""
+    result_retention_days: NotNegative = 90.0
+    """Days after a job ended until its results are purged, when all of them arrived; 0: no limit."""
+    backup_dir: str = ""
+    """Folder of the nightly copies of the database, relative to the configuration file; "": data_dir/backup."""
+    backup_hour: Annotated[int, Field(ge=0, le=23)] = 3
+    """Hour of the day from which on the copy is made."""
+    backup_keep: Annotated[int, Field(ge=0)] = 7
+    """Nightly copies that are kept; 0: none are made."""
 
 
 class EngineSlots(Table):
@@ -306,7 +323,8 @@ class Profile(Table):
     """"capture" is accepted, and `Config.notes` says that this version makes none."""
     seg: Literal["binary"] = "binary"
     sr: Literal["comprehensive_3d"] = "comprehensive_3d"
-    identity: Literal["source"] = "source"
+    identity: Literal["source", "destination"] = "source"
+    """"destination": results get the patient and order under which it knows the study; it is asked by C-FIND."""
 
 
 class Destination(Table):

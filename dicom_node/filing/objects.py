@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from dicom_node.errors import NotFoundError
+from dicom_node.filing.disposal import Disposal
 from dicom_node.filing.durable import (
     PartFile,
     fsync_folder,
@@ -78,6 +79,10 @@ class ResultStore:
             return path.read_bytes()
         except FileNotFoundError:
             raise NotFoundError("the result is not in the store any more; was its study purged?") from None
+
+    def disposal(self) -> Disposal:
+        """Return what gives up results that were purged."""
+        return Disposal(self._results)
 
     def sweep(self) -> int:
         """Delete the parts of dead writers; return how many."""

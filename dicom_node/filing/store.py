@@ -2,7 +2,8 @@
 
     incoming/    parts that are being written, and instances in files of their own that wait to be shelved
     journal/     small instances that wait to be shelved
-    instances/   the shelf: every version under its content's name, for good
+    instances/   the shelf: every version under its content's name, until it is purged
+    purging/     what is being purged (`disposal`)
 
 Receiving begins and commits; indexing shelves, and releases once the rows are written. A start takes up what was left
 between: however many versions stand on the shelf, only what waits is looked at. The store keeps no records and deletes
@@ -22,6 +23,7 @@ from typing import BinaryIO, Final
 from dicom_node.clock import Clock
 from dicom_node.errors import NotFoundError, RefusedInputError, StorageError, UndecodableError
 from dicom_node.filing import meta as file_meta
+from dicom_node.filing.disposal import Disposal
 from dicom_node.filing.durable import (
     Bytes,
     PartFile,
@@ -277,6 +279,10 @@ class InstanceStore:
         here = (self._instances / version_path(sop_instance_uid, digest)).parent
         others = here.glob(f"{uid_hash(sop_instance_uid)}-*")
         return any(digest_in(path.name) not in (None, digest) for path in others)
+
+    def disposal(self) -> Disposal:
+        """Return what gives up versions that were purged."""
+        return Disposal(self._instances)
 
     def sweep(self) -> Iterator[FiledInstance]:
         """Give every version on the shelf, lazily and folder by folder.

@@ -54,10 +54,13 @@ class Indexing:
         shelved = []
         for arrival in arrivals:
             try:
-                shelved.append(self._store.shelve(arrival))
+                shelved.append((arrival, self._store.shelve(arrival)))
             except NotFoundError:
                 self._log.warning("instance.gone", sop_instance_uid=arrival.meta.sop_instance_uid)
-        index_files(self._studies, shelved, self._log)
+        index_files(self._studies, [filed for _, filed in shelved], self._log)
+        for arrival, filed in shelved:
+            if not filed.path.exists():  # a purge took the same content away before it knew that it came again
+                self._store.shelve(arrival)
 
     def _index_associations(self, facts: Sequence[Fact]) -> None:
         for fact in facts:
@@ -90,6 +93,8 @@ def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) 
     for instance in instances:
         try:
             described.append((instance, describe(instance.path)))
+        except FileNotFoundError:  # a purge took it away; the arrival is still here, and is shelved once more
+            raise StorageError("an instance left the shelf while it was indexed") from None
         except UndecodableError as error:
             log.warning("instance.unreadable", sop_instance_uid=instance.sop_instance_uid, reason=error.reason)
     if described:
@@ -97,5 +102,9 @@ def index_files(studies: Studies, instances: Iterable[FiledInstance], log: Log) 
             described,
             on_kept_back=lambda one, reason: log.warning(
                 "instance.kept_back", sop_instance_uid=one.sop_instance_uid, calling_ae=one.calling_ae, reason=reason
+            ),
+            on_held=lambda uid: log.warning("study.held", study_instance_uid=uid, reason="two Patient IDs"),
+            on_withdrawn=lambda uid, taken: log.warning(
+                "instances.withdrawn", study_instance_uid=uid, count=taken.n_instances
             ),
         )

@@ -32,6 +32,7 @@ from dicom_node.reading.header import (
     quiet,
     text,
 )
+from dicom_node.reading.rejection import KEY_OBJECT_SELECTION, rejection_of
 from dicom_node.study import EQUIPMENT_MANUFACTURER, DicomJson, InstanceDescription
 
 _NO_IMAGE_CLASSES = tuple(
@@ -124,10 +125,12 @@ def _description(
         sop_class_uid=sop_class_uid,
         transfer_syntax_uid=transfer_syntax_uid,
         patient_id=text(values, "PatientID"),
+        issuer_of_patient_id=text(values, "IssuerOfPatientID"),
         is_image=is_image,
         made_by_us=_made_by_us(values),
         n_frames=(integer(values, "NumberOfFrames") or 1) if has_pixels else 0,
         header=header,
+        rejection=rejection_of(header) if sop_class_uid == KEY_OBJECT_SELECTION else None,
         frames=frames_of(values) if is_image else (),
     )
 

@@ -7,6 +7,7 @@ never sees a connection, except to join `enqueue` to a transaction of its own.
 from dicom_node.records.database import Database, DatabaseCheck, open_database
 from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
 from dicom_node.records.deliveries import Deliveries
+from dicom_node.records.holding import Identity
 from dicom_node.records.job_values import (
     FORWARD,
     FORWARDED_KIND,
@@ -21,6 +22,7 @@ from dicom_node.records.job_values import (
 )
 from dicom_node.records.jobs import Jobs
 from dicom_node.records.pauses import PauseKind, PauseRow, Pauses
+from dicom_node.records.purging import PurgedFile, Purges
 from dicom_node.records.studies import Studies
 from dicom_node.records.study_values import (
     LiveAssociation,
@@ -31,6 +33,7 @@ from dicom_node.records.study_values import (
     slice_spacing_mm,
 )
 from dicom_node.records.versions import OnConflict
+from dicom_node.records.withdrawing import Withdrawn
 
 __all__ = [
     "FORWARD",
@@ -44,6 +47,7 @@ __all__ = [
     "Decisions",
     "Deliveries",
     "DeliveryRow",
+    "Identity",
     "JobDetail",
     "JobRow",
     "Jobs",
@@ -56,10 +60,13 @@ __all__ = [
     "PauseRow",
     "Pauses",
     "Priority",
+    "PurgedFile",
+    "Purges",
     "SeriesEvidence",
     "Studies",
     "StudyEvidence",
     "StudyRow",
+    "Withdrawn",
     "open_database",
     "planes_of",
     "slice_spacing_mm",

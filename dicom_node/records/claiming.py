@@ -19,6 +19,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, Row, Select, bindparam, func, insert, or_, select, update
 
 from dicom_node.lifecycle import JobEvent, JobState, next_job_state
+from dicom_node.records.holding import is_held
 from dicom_node.records.pauses import read_pauses
 from dicom_node.records.schema import UtcDateTime, attempt, job
 from dicom_node.records.transitions import add_event
@@ -60,7 +61,7 @@ def _heads() -> Select[Any]:
     is_due = or_(one.c.not_before.is_(None), one.c.not_before <= bindparam("now", type_=UtcDateTime))
     first = (
         select(one.c.id)
-        .where(one.c.state == JobState.QUEUED, one.c.lane == lanes.c.lane, is_due)
+        .where(one.c.state == JobState.QUEUED, one.c.lane == lanes.c.lane, is_due, ~is_held(one.c.study_instance_uid))
         .order_by(one.c.rank, one.c.due_at, one.c.id)
         .limit(1)
     )

@@ -23,10 +23,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, func, select, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
 from dicom_node.clock import Clock
-from dicom_node.errors import RecordsError, SchemaError
+from dicom_node.errors import RecordsError, SchemaError, UsageError
 from dicom_node.records.schema import VIEWS, metadata
 
 BUSY_TIMEOUT_MS: Final = 30_000
@@ -133,6 +133,26 @@ class Database:
                 schema=self._schema_state(connection),
             )
 
+    def copy_to(self, target: Path) -> None:
+        """Write a consistent copy to a new file, while others read and write.
+
+        Raises
+        ------
+        UsageError
+            When the database is no SQLite file.
+        RecordsError
+            When the database cannot be read, or the file not be written.
+        """
+        if not self._is_sqlite:
+            raise UsageError("a PostgreSQL database is copied with pg_dump, and restored with pg_restore")
+        with _operational_errors(), closing(self._engine.raw_connection()) as connection:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA query_only = 0")
+            try:
+                cursor.execute("VACUUM INTO ?", (str(target),))  # one moment of the database; no writer waits for it
+            except pysqlite3.OperationalError as error:
+                raise RecordsError(f"the database cannot be copied: {error}") from error
+
     def counters(self) -> dict[str, int]:
         """Return the number of rows of each table."""
         with self.read() as connection:
@@ -172,7 +192,9 @@ class Database:
 def _operational_errors() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except DatabaseError as error:  # operational ones, and a file that is no database or damaged
+        if not isinstance(error, OperationalError) and type(error) is not DatabaseError:
+            raise
         raise RecordsError(f"the database cannot be used now: {error.orig}") from error
 
 

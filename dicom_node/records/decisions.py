@@ -17,7 +17,7 @@ from dicom_node.records.database import Database
 from dicom_node.records.job_values import NewJob
 from dicom_node.records.jobs import Jobs
 from dicom_node.records.schema import decision
-from dicom_node.records.studies import mark_decided, revision_of
+from dicom_node.records.studies import mark_decided, revision_of, state_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Decided:
     """What `decide` wrote."""
 
     is_current: bool
-    """False: more had come since that revision, and nothing was written; judge again."""
+    """False: more had come since that revision, or the study is held, and nothing was written; judge again."""
     jobs: tuple[tuple[int, bool], ...] = ()
     """(id, is new) of the jobs that were asked for, in the order of the decisions."""
 
@@ -90,7 +90,7 @@ class Decisions:
             When there is no such study or series.
         """
         with self._database.begin() as connection:
-            if revision_of(connection, study_uid, series_uid) > revision:
+            if revision_of(connection, study_uid, series_uid) > revision or state_of(connection, study_uid) == "held":
                 return Decided(is_current=False)
             jobs = []
             for one in decisions:

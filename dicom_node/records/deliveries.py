@@ -10,13 +10,22 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Select, func, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, literal, or_, select, update
 
 from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
 from dicom_node.records.database import Database
+from dicom_node.records.holding import is_held
 from dicom_node.records.job_reading import claimed_delivery, delivery_listing, delivery_row
-from dicom_node.records.job_values import FORWARD, FORWARDED_KIND, ClaimedDelivery, DeliveryRow, destinations_from_json
+from dicom_node.records.job_values import (
+    FORWARD,
+    FORWARDED_KIND,
+    ClaimedDelivery,
+    DeliveryRow,
+    NewResult,
+    destinations_from_json,
+    result_values,
+)
 from dicom_node.records.pauses import read_pauses
 from dicom_node.records.schema import delivery, instance, job, pause, result
 from dicom_node.records.transitions import (
@@ -73,7 +82,7 @@ class Deliveries:
             ).first()
             if row is None:
                 return None
-            return claimed_delivery(row, connection.execute(_what_is_sent(row)).one())
+            return _claimed(connection, row)
 
     def heartbeat(self, delivery_id: int, token: int) -> None:
         """Renew the lease.
@@ -118,6 +127,44 @@ class Deliveries:
     def fail(self, delivery_id: int, token: int, reason: str, status: int | None = None) -> DeliveryState:
         """Write that the destination answers, but not with success, again and again."""
         return self._end(delivery_id, token, DeliveryEvent.FAIL, status=status, reason=reason)
+
+    def set_aside(self, delivery_id: int, token: int, reason: str) -> DeliveryState:
+        """Hold a claimed delivery for an administrator, with the reason."""
+        return self._end(delivery_id, token, DeliveryEvent.SET_ASIDE, reason=reason)
+
+    # Variants
+
+    def own_uids(self, job_id: int) -> tuple[str, ...]:
+        """Return the SOP and Series Instance UIDs of what a job has filed, variants left out."""
+        query = select(result).where(result.c.job_id == job_id, result.c.variant_of.is_(None)).order_by(result.c.id)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return tuple(uid for row in rows for uid in (row.sop_instance_uid, row.series_instance_uid))
+
+    def adopt(self, delivery_id: int, token: int, variant: NewResult) -> ClaimedDelivery:
+        """Let a claimed delivery send a variant of its result, whose bytes are durable; return it as it is now.
+
+        A variant that has its row already is what is sent: one UID never gets two contents.
+
+        Raises
+        ------
+        LeaseLostError
+            When another sender has the delivery.
+        """
+        now = self._clock.now()
+        with self._database.begin() as connection:
+            row = find_delivery(connection, delivery_id)
+            if row.token != token or row.state != DeliveryState.SENDING:
+                raise LeaseLostError(f"delivery {delivery_id} is no longer this sender's")
+            here = result.c.sop_instance_uid == variant.sop_instance_uid
+            variant_id = connection.execute(select(result.c.id).where(here)).scalar()
+            if variant_id is None:
+                values = result_values(row.job_id, variant, now)
+                values |= {"destination": row.destination, "variant_of": row.result_id}
+                variant_id = connection.execute(insert(result).values(**values).returning(result.c.id)).scalar_one()
+            mine = (delivery.c.id == delivery_id) & (delivery.c.token == token)
+            connection.execute(update(delivery).where(mine).values(result_id=variant_id))
+            return _claimed(connection, find_delivery(connection, delivery_id))
 
     # Upkeep
 
@@ -206,6 +253,12 @@ class Deliveries:
         return state
 
 
+def _claimed(connection: Connection, row: Row[Any]) -> ClaimedDelivery:
+    filed = connection.execute(_what_is_sent(row)).one()
+    study_uid = connection.execute(select(job.c.study_instance_uid).where(job.c.id == row.job_id)).scalar_one()
+    return claimed_delivery(row, filed, study_uid)
+
+
 def _what_is_sent(row: Row[Any]) -> Select[Any]:
     """Return the query for the file behind a delivery: a result of ours, or an instance that is forwarded."""
     if row.result_id is not None:
@@ -222,12 +275,13 @@ def _what_is_sent(row: Row[Any]) -> Select[Any]:
 
 
 def _is_due(now: datetime) -> ColumnElement[bool]:
-    """Return the condition of being sent now: queued, its back-off over, its job not cancelled, no pause."""
+    """Return the condition of being sent now: queued, back-off over, its job not cancelled, no pause and no hold."""
     paused = select(pause.c.name).where(pause.c.kind == "destination", pause.c.name == delivery.c.destination)
     paused_routes = select(pause.c.name).where(pause.c.kind == "route")
     delivering = select(job.c.id).where(
         job.c.id == delivery.c.job_id,
         job.c.state == JobState.DELIVERING,
+        ~is_held(job.c.study_instance_uid),
         # What was inferred goes out; a route that forwards has nothing but its deliveries to pause.
         or_(job.c.plugin != FORWARD, job.c.route.not_in(paused_routes)),
     )

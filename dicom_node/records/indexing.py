@@ -4,6 +4,8 @@ The write half of `studies`. A row of an instance version is inserted once; afte
 when a newer version takes its place (`versions` decides). Counts and headers of a series follow its current versions,
 so that a repeat, a correction or an instance that moved to another series leaves no trace. What a batch costs depends
 on the batch alone, not on what the series, or the database, holds already.
+
+What comes again after its study was purged is new: rows of purged versions count no more as soon as anything comes.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from sqlalchemy import Column, Connection, Row, insert, select, update
+from sqlalchemy import Column, Connection, Row, delete, insert, select, update
 
+from dicom_node.records.holding import hold_if_two_patients
 from dicom_node.records.schema import association_study, instance, series, study
 from dicom_node.records.study_values import planes_of
 from dicom_node.records.versions import OnConflict, Version, why_kept_back
+from dicom_node.records.withdrawing import forget_expired, rejections
 from dicom_node.study import FiledInstance, InstanceDescription
 
 Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
@@ -62,12 +66,15 @@ class StudyIndexed:
     """Routing has something new to judge."""
     kept_back: tuple[KeptBack, ...] = ()
     """(instance, reason) of each new version that does not count."""
+    is_held: bool = False
+    """The study has two patients since this batch, and waits for an administrator."""
 
 
 def index_study(
     connection: Connection, study_uid: str, items: Sequence[Indexed], on_conflict: OnConflict
 ) -> StudyIndexed:
     """Write the rows of one study's instances."""
+    forget_expired(connection, study_uid, {filed.sop_instance_uid for filed, _ in items})
     new = _without_row(connection, study_uid, items)
     find = select(study).where(study.c.study_instance_uid == study_uid).with_for_update()
     row = connection.execute(find).first()
@@ -77,6 +84,7 @@ def index_study(
     _trace_associations(connection, study_uid, items)
     if not new:
         return StudyIndexed(is_new_input=False)
+    _forget_purged(connection, row, new)
     before = _series_before(connection, study_uid, new)
     written = _write_versions(connection, study_uid, new, before, on_conflict)
     revision = int(row.revision) + bool(written.changed)
@@ -84,17 +92,21 @@ def index_study(
         _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
     if written.accepted:
         _refresh_study(connection, row, written, revision)
-    return StudyIndexed(is_new_input=bool(written.changed), kept_back=written.kept_back)
+    came = {(described.patient_id, described.issuer_of_patient_id) for _, described in written.accepted}
+    is_held = hold_if_two_patients(connection, study_uid, came)
+    return StudyIndexed(is_new_input=bool(written.changed), kept_back=written.kept_back, is_held=is_held)
 
 
 def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed]) -> list[Indexed]:
-    """Return the versions that have no row yet, oldest first, each once."""
+    """Return the versions that have no row yet, or that of a purged one, oldest first, each once."""
     sops = {filed.sop_instance_uid for filed, _ in items}
     known = {
         (row.sop_instance_uid, row.digest)
         for row in connection.execute(
             select(instance.c.sop_instance_uid, instance.c.digest).where(
-                instance.c.study_instance_uid == study_uid, instance.c.sop_instance_uid.in_(sops)
+                instance.c.study_instance_uid == study_uid,
+                instance.c.sop_instance_uid.in_(sops),
+                instance.c.purged_at.is_(None),
             )
         )
     }
@@ -105,6 +117,26 @@ def _without_row(connection: Connection, study_uid: str, items: Sequence[Indexed
             known.add(version)
             new.append((filed, description))
     return new
+
+
+def _forget_purged(connection: Connection, row: Row[Any], new: Sequence[Indexed]) -> None:
+    """Let what was purged count no more; the rows of versions that come again make room for new ones."""
+    if row.purged_at is None:
+        return
+    uid = row.study_instance_uid
+    if row.state == "purged":
+        here = (instance.c.study_instance_uid == uid) & instance.c.purged_at.is_not(None)
+        connection.execute(update(instance).where(here).values(is_current=False))
+        connection.execute(update(series).where(series.c.study_instance_uid == uid).values(n_images=0, n_instances=0))
+        connection.execute(update(study).where(study.c.study_instance_uid == uid).values(state="complete"))
+    for filed, _ in new:
+        connection.execute(
+            delete(instance).where(
+                instance.c.study_instance_uid == uid,
+                instance.c.sop_instance_uid == filed.sop_instance_uid,
+                instance.c.digest == filed.digest,
+            )
+        )
 
 
 def _insert_study(connection: Connection, study_uid: str, first: Indexed) -> None:
@@ -179,6 +211,7 @@ def _write_versions(
     on_conflict: OnConflict,
 ) -> _Written:
     """Insert the versions; make the one of each instance that counts the current one."""
+    rejected = rejections(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     holders = _current_versions(connection, study_uid, {filed.sop_instance_uid for filed, _ in new})
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     changed: set[str] = set()
@@ -186,8 +219,11 @@ def _write_versions(
     kept_back: list[KeptBack] = []
     for filed, description in new:
         holder = holders.get(filed.sop_instance_uid)
-        reason = None if holder is None else why_kept_back(_as_version(holder), _as_version(filed), on_conflict)
+        reason = rejected.get(filed.sop_instance_uid)
+        if reason is None and holder is not None:
+            reason = why_kept_back(_as_version(holder), _as_version(filed), on_conflict)
         row = _version_row(filed, description, is_current=reason is None)
+        row["withdrawn"] = rejected.get(filed.sop_instance_uid)
         rows[filed.sop_instance_uid, filed.digest] = row
         if reason is not None:
             kept_back.append((filed, reason))
@@ -270,6 +306,8 @@ def _version_row(filed: FiledInstance, description: InstanceDescription, *, is_c
         "made_by_us": description.made_by_us,
         "n_frames": description.n_frames,
         "planes": planes_of(description.frames),
+        "patient_id": description.patient_id,
+        "issuer_of_patient_id": description.issuer_of_patient_id,
     }
 
 

@@ -68,6 +68,7 @@ def job_row(row: Row[Any], pauses: Sequence[PauseRow] = ()) -> JobRow:
         attempts=row.attempts,
         generation=row.generation,
         superseded_by=row.superseded_by,
+        flag=row.flag,
         outcome=row.outcome,
         engine=row.engine,
         reason=words_for(pauses, named) or row.reason,
@@ -138,8 +139,8 @@ def delivery_row(row: Row[Any], pauses: Sequence[PauseRow] = ()) -> DeliveryRow:
     )
 
 
-def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
-    """Return what a sender needs of a delivery that it has just claimed, and of its result."""
+def claimed_delivery(row: Row[Any], filed: Row[Any], study_uid: str) -> ClaimedDelivery:
+    """Return what a sender needs of a delivery that it has just claimed, of its result, and of its study."""
     return ClaimedDelivery(
         id=row.id,
         token=row.token,
@@ -153,6 +154,8 @@ def claimed_delivery(row: Row[Any], filed: Row[Any]) -> ClaimedDelivery:
         attempt=row.attempts,
         refusals=row.refusals,
         leased_until=row.leased_until,
+        study_instance_uid=study_uid,
+        is_variant=filed.variant_of is not None,
     )
 
 

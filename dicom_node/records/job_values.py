@@ -112,6 +112,8 @@ class JobRow:
     attempts: int
     generation: int
     superseded_by: int | None
+    flag: str | None
+    """Why its results are not to be relied on."""
     outcome: str | None
     engine: str | None
     reason: str | None
@@ -202,6 +204,9 @@ class ClaimedDelivery:
     refusals: int
     """Earlier attempts that the destination answered, but not with success."""
     leased_until: datetime
+    study_instance_uid: str
+    is_variant: bool
+    """It has the identity that this destination knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +224,20 @@ class JobDetail:
     attempts: tuple[AttemptRow, ...]
     results: tuple[ResultRow, ...]
     deliveries: tuple[DeliveryRow, ...]
+
+
+def result_values(job_id: int, one: NewResult, now: datetime) -> dict[str, Any]:
+    """Return the columns of a result that is filed now."""
+    return {
+        "job_id": job_id,
+        "kind": one.kind,
+        "sop_class_uid": one.sop_class_uid,
+        "sop_instance_uid": one.sop_instance_uid,
+        "series_instance_uid": one.series_instance_uid,
+        "path": str(one.path),
+        "digest": one.digest,
+        "filed_at": now,
+    }
 
 
 def digest_of(parameters: Mapping[str, Any]) -> str:

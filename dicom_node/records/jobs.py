@@ -31,9 +31,10 @@ from dicom_node.records.job_values import (
     NewResult,
     Priority,
     destinations_from_json,
+    result_values,
 )
 from dicom_node.records.pauses import read_pauses
-from dicom_node.records.queueing import enqueue_job, reprocess_job
+from dicom_node.records.queueing import enqueue_job, reprocess_job, require_input
 from dicom_node.records.schema import delivery, job, result
 from dicom_node.records.transitions import (
     NODE,
@@ -139,7 +140,7 @@ class Jobs:
                 filed_at=now,
             )
             if results:
-                connection.execute(insert(result), [_result_values(job_id, one, now) for one in results])
+                connection.execute(insert(result), [result_values(job_id, one, now) for one in results])
             names = connection.execute(select(job.c.destinations).where(job.c.id == job_id)).scalar_one()
             queue_deliveries(connection, job_id, destinations_from_json(names), now)
             return close_delivered_job(connection, job_id, now)
@@ -248,6 +249,7 @@ class Jobs:
             destinations = destinations_from_json(found.destinations)
             filed = select(result.c.id).where(result.c.job_id == job_id).limit(1)
             if found.plugin != FORWARD and connection.execute(filed).first() is None:
+                require_input(connection, found)
                 return advance_job(connection, job_id, JobEvent.RETRY, now, **said, **_AFRESH)
             advance_job(connection, job_id, JobEvent.REDELIVER, now, **said)
             queue_deliveries(connection, job_id, destinations, now)  # some may have joined while it was cancelled
@@ -367,16 +369,3 @@ class Jobs:
 def _deliveries_in(connection: Connection, job_id: int, states: Sequence[DeliveryState]) -> Sequence[int]:
     query = select(delivery.c.id).where(delivery.c.job_id == job_id, delivery.c.state.in_(states))
     return connection.execute(query.order_by(delivery.c.id)).scalars().all()
-
-
-def _result_values(job_id: int, one: NewResult, now: datetime) -> dict[str, Any]:
-    return {
-        "job_id": job_id,
-        "kind": one.kind,
-        "sop_class_uid": one.sop_class_uid,
-        "sop_instance_uid": one.sop_instance_uid,
-        "series_instance_uid": one.series_instance_uid,
-        "path": str(one.path),
-        "digest": one.digest,
-        "filed_at": now,
-    }

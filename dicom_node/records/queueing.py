@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
 
-from dicom_node.errors import NotFoundError
+from dicom_node.errors import IllegalTransitionError, NotFoundError
 from dicom_node.ids import derived_uid
 from dicom_node.lifecycle import JobEvent, JobState
 from dicom_node.records.claiming import Lane
@@ -23,9 +23,11 @@ from dicom_node.records.job_values import (
     NewJob,
     destinations_from_json,
     digest_of,
+    input_from_json,
     input_to_json,
 )
-from dicom_node.records.schema import instance, job
+from dicom_node.records.purging import why_purged
+from dicom_node.records.schema import instance, job, study
 from dicom_node.records.transitions import (
     NODE,
     add_event,
@@ -108,6 +110,7 @@ def reprocess_job(
         When there is no such job.
     """
     old = find_job(connection, job_id)
+    require_input(connection, old)
     version = plugin_version or old.plugin_version
     same = _same_work(old.plugin, version, old.parameters_digest, old.input_digest)
     generation = connection.execute(select(func.max(job.c.generation)).where(same)).scalar()
@@ -121,6 +124,35 @@ def reprocess_job(
     for row in connection.execute(former).all():
         _supersede(connection, row, new_id, f"reprocessed as job {new_id}", now)
     return new_id
+
+
+def require_input(connection: Connection, row: Row[Any]) -> None:
+    """Refuse to work on images that are not here any more, or not counted.
+
+    Raises
+    ------
+    IllegalTransitionError
+        With the reason, and what to do about it.
+    """
+    here = select(study.c.state).where(study.c.study_instance_uid == row.study_instance_uid)
+    state = connection.execute(here.with_for_update()).scalar()  # no purge comes before the row that this allows
+    if state == "held":
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: its study is held; release it first")
+    pinned = {
+        (image.sop_instance_uid, image.digest)
+        for images in input_from_json(row.input).roles.values()
+        for image in images
+    }
+    withdrawn = connection.execute(
+        select(instance.c.sop_instance_uid, instance.c.digest).where(
+            instance.c.study_instance_uid == row.study_instance_uid, instance.c.withdrawn.is_not(None)
+        )
+    )
+    if any((one.sop_instance_uid, one.digest) in pinned for one in withdrawn):
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: images that it reads were withdrawn")
+    reason = why_purged(connection, pinned, row.study_instance_uid)
+    if reason is not None:
+        raise IllegalTransitionError(f"job {row.id} cannot be done again: {reason}")
 
 
 def _insert(

@@ -2,7 +2,8 @@
 
 Stands at the bottom of `records`: names and columns only, no query and no dialect. A change here needs a revision in
 `migrations/versions`; a test compares the two. The views are not part of any revision: `Database.migrate` makes them
-anew each time. No attribute of a patient stands here except `study.patient_id` and what a series' header holds.
+anew each time. No attribute of a patient stands here except Patient ID and issuer of studies and instances, and what a
+series' header holds.
 """
 
 from __future__ import annotations
@@ -74,7 +75,11 @@ study = Table(
     Column("decided_revision", Integer, nullable=False),  # newest revision that routing has judged
     Column("reason", Text),  # why it is held
     Column("rate_guard", Text),  # held: its sender exceeded its rate; released: an administrator let it through
+    Column("identities", JSON),  # [Patient ID, issuer] of each that an administrator said to be one patient
+    Column("purged_at", UtcDateTime),  # of the last purge; what came again since counts anew
+    Column("unlinked_at", UtcDateTime),  # when the last of its files was gone
     Index(None, "state"),
+    Index(None, "state", "last_received"),
     Index(None, "first_received"),  # how many came within an hour
 )
 
@@ -116,6 +121,10 @@ instance = Table(
     Column("made_by_us", Boolean, nullable=False),
     Column("n_frames", Integer, nullable=False),
     Column("planes", JSON, nullable=False),  # per frame [position, orientation], LPS, mm
+    Column("patient_id", Text, nullable=False, server_default=""),
+    Column("issuer_of_patient_id", Text, nullable=False, server_default=""),
+    Column("withdrawn", Text),  # why it does not count any more: a rejection note, or another patient's
+    Column("purged_at", UtcDateTime),  # when its file was given up; the row stays
     PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", "digest"),
     ForeignKeyConstraint(
         ["study_instance_uid", "series_instance_uid"], ["series.study_instance_uid", "series.series_instance_uid"]
@@ -168,6 +177,7 @@ job = Table(
     Column("input_digest", Text, nullable=False),
     Column("generation", Integer, nullable=False),  # raised by `reprocess`
     Column("superseded_by", Integer, ForeignKey("job.id")),
+    Column("flag", Text),  # why its results are not to be relied on: they read what was withdrawn
     Column("uid_root", Text, nullable=False),
     Column("result_uids", JSON, nullable=False),  # role of a UID -> UID
     Column("destinations", JSON, nullable=False),  # name -> kinds of result it takes
@@ -245,6 +255,11 @@ result = Table(
     Column("path", Text, nullable=False),
     Column("digest", Text, nullable=False),
     Column("filed_at", UtcDateTime, nullable=False),
+    # "": for all; else a variant with the identity that this destination knows
+    Column("destination", Text, nullable=False, server_default=""),
+    Column("variant_of", Integer),  # the result that it was made of; no foreign key, SQLite could not add it in place
+    Column("purged_at", UtcDateTime),  # when its file was given up; the row stays
+    Column("unlinked_at", UtcDateTime),
     Index(None, "job_id"),
     sqlite_autoincrement=True,
 )
@@ -303,6 +318,18 @@ pause = Table(
     Column("reason", Text, nullable=False),
     Column("at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("kind", "name"),
+)
+
+withdrawal = Table(
+    "withdrawal",
+    metadata,
+    Column("study_instance_uid", Text, nullable=False),  # no foreign key: a note may come before what it rejects
+    Column("sop_instance_uid", Text, nullable=False),
+    Column("note_sop_instance_uid", Text, nullable=False),  # the rejection note; "": an administrator
+    Column("code", Text, nullable=False),  # 113001, 113037, 113038, 113039 (DCM); "identity"
+    Column("reason", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", "note_sop_instance_uid"),
 )
 
 VIEWS: Final[dict[str, Callable[[Callable[[str, str], str]], str]]] = {

@@ -26,9 +26,10 @@ from sqlalchemy import (
     update,
 )
 
-from dicom_node.errors import IllegalTransitionError, NotFoundError
+from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records.database import Database
+from dicom_node.records.holding import Identity, hold_study, identities_of, release_study
 from dicom_node.records.indexing import Indexed, index_study
 from dicom_node.records.schema import association, association_study, decision, instance, job, series, study
 from dicom_node.records.study_values import (
@@ -39,6 +40,7 @@ from dicom_node.records.study_values import (
     slice_spacing_mm,
 )
 from dicom_node.records.versions import OnConflict
+from dicom_node.records.withdrawing import Withdrawn, withdraw_by_note
 from dicom_node.study import Association, FiledInstance, ReceivedVersion, SeriesView, SourceImage, StudyView
 
 
@@ -102,22 +104,88 @@ class Studies:
     # Indexing
 
     def index(
-        self, batch: Sequence[Indexed], *, on_kept_back: Callable[[FiledInstance, str], None] | None = None
+        self,
+        batch: Sequence[Indexed],
+        *,
+        on_kept_back: Callable[[FiledInstance, str], None] | None = None,
+        on_held: Callable[[str], None] | None = None,
+        on_withdrawn: Callable[[str, Withdrawn], None] | None = None,
     ) -> tuple[str, ...]:
         """Write the rows of `batch` in one transaction; return the UIDs of the studies that got new input.
 
         Idempotent: a version that has its row already changes nothing but the trace of the association that moved it.
-        `on_kept_back` hears, afterwards, of each new version that does not count, with the reason.
+        `on_kept_back` hears, afterwards, of each new version that does not count, with the reason; `on_held` of each
+        study that is held since; `on_withdrawn` of each study of which a rejection note took something back.
         """
         by_study: dict[str, list[Indexed]] = {}
         for filed, description in batch:
             by_study.setdefault(description.study_instance_uid, []).append((filed, description))
         with self._database.begin() as connection:
             done = {uid: index_study(connection, uid, items, self._on_conflict) for uid, items in by_study.items()}
+            withdrawn = self._obey_notes(connection, batch)
         for instance_, reason in (kept for one in done.values() for kept in one.kept_back):
             if on_kept_back is not None:
                 on_kept_back(instance_, reason)
+        for uid, one in done.items():
+            if one.is_held and on_held is not None:
+                on_held(uid)
+        for uid, taken in withdrawn:
+            if on_withdrawn is not None:
+                on_withdrawn(uid, taken)
         return tuple(uid for uid, one in done.items() if one.is_new_input)
+
+    def _obey_notes(self, connection: Connection, batch: Sequence[Indexed]) -> tuple[tuple[str, Withdrawn], ...]:
+        """Withdraw what the rejection notes of a batch name; return what that did, study by study."""
+        done = []
+        for filed, description in batch:
+            if description.rejection is None or description.made_by_us:
+                continue
+            named: dict[str, set[str]] = {}
+            for study_uid, sop_instance_uid in description.rejection.references:
+                named.setdefault(study_uid, set()).add(sop_instance_uid)
+            code, reason = description.rejection.code, description.rejection.reason
+            for study_uid, sops in named.items():
+                taken = withdraw_by_note(
+                    connection, study_uid, sops, filed.sop_instance_uid, code, reason, self._clock.now()
+                )
+                if taken != Withdrawn():
+                    done.append((study_uid, taken))
+        return tuple(done)
+
+    # Holds
+
+    def hold(self, study_uid: str, reason: str) -> None:
+        """Keep a study from being processed and its results from leaving, until it is released.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        IllegalTransitionError
+            When it is held or purged already.
+        """
+        with self._database.begin() as connection:
+            hold_study(connection, study_uid, reason)
+
+    def release(self, study_uid: str, *, patient_id: str | None = None, is_same: bool = False) -> Withdrawn:
+        """Let a held study go on; see `holding.release_study`."""
+        with self._database.begin() as connection:
+            return release_study(connection, study_uid, patient_id=patient_id, is_same=is_same, now=self._clock.now())
+
+    def identities(self, study_uid: str) -> tuple[Identity, ...]:
+        """Return who the patient is, as the study's instances say; the most frequent first."""
+        with self._database.read() as connection:
+            return identities_of(connection, study_uid)
+
+    def withdrawn(self, study_uid: str) -> dict[str, int]:
+        """Return how many instances of a study do not count any more, by reason."""
+        query = (
+            select(instance.c.withdrawn, func.count(instance.c.sop_instance_uid.distinct()))
+            .where(instance.c.study_instance_uid == study_uid, instance.c.withdrawn.is_not(None))
+            .group_by(instance.c.withdrawn)
+        )
+        with self._database.read() as connection:
+            return {reason: int(count) for reason, count in connection.execute(query)}
 
     def is_indexed(self, sop_instance_uid: str, digest: str) -> bool:
         """Return whether this version has its row."""
@@ -189,23 +257,6 @@ class Studies:
         with self._database.read() as connection:
             return tuple(connection.execute(query.order_by(study.c.first_received)).scalars())
 
-    def release_rate(self, study_uid: str) -> None:
-        """Let a study that a rate holds be decided; no rate holds it again.
-
-        Raises
-        ------
-        NotFoundError
-            When there is no such study.
-        IllegalTransitionError
-            When no rate holds it.
-        """
-        with self._database.begin() as connection:
-            row = _study_row(connection, study_uid)
-            if row.state != "held" or row.rate_guard != "held":
-                raise IllegalTransitionError(f"study {study_uid} is {row.state}; no rate holds it")
-            here = study.c.study_instance_uid == study_uid
-            connection.execute(update(study).where(here).values(state="receiving", reason=None, rate_guard="released"))
-
     # Reading
 
     def view(self, study_uid: str) -> StudyView:
@@ -234,12 +285,13 @@ class Studies:
         )
 
     def series_images(self, study_uid: str, series_uid: str) -> tuple[SourceImage, ...]:
-        """Return the current version of each image of a series, ordered by SOP Instance UID."""
-        return self._sources(_current_images(study_uid).where(instance.c.series_instance_uid == series_uid))
+        """Return the current version of each image of a series that is here, ordered by SOP Instance UID."""
+        query = _current_images(study_uid).where(instance.c.series_instance_uid == series_uid)
+        return self._sources(query.where(instance.c.purged_at.is_(None)))
 
     def received_files(self, study_uid: str) -> tuple[SourceImage, ...]:
-        """Return the current version of each instance that was received of a study, images or not, ours left out."""
-        return self._sources(_current_instances(study_uid))
+        """Return the current version of each instance that is here of a study, images or not, ours left out."""
+        return self._sources(_current_instances(study_uid).where(instance.c.purged_at.is_(None)))
 
     def _sources(self, query: Select[Any]) -> tuple[SourceImage, ...]:
         with self._database.read() as connection:
@@ -313,6 +365,12 @@ def revision_of(connection: Connection, study_uid: str, series_uid: str | None) 
     if revision is None:
         raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
     return int(revision)
+
+
+def state_of(connection: Connection, study_uid: str) -> str:
+    """Return the state of a study, empty when there is none; its row stays as it is until the transaction ends."""
+    here = select(study.c.state).where(study.c.study_instance_uid == study_uid)
+    return str(connection.execute(here.with_for_update()).scalar() or "")
 
 
 def _end_associations(connection: Connection, ids: Iterable[str], at: datetime, how: str) -> None:
@@ -453,11 +511,11 @@ def _listed(row: Row[Any]) -> StudyRow:
     return StudyRow(
         study_instance_uid=row.study_instance_uid,
         state=row.state,
+        reason=row.reason,
         n_series=row.n_series,
         n_instances=row.n_instances,
         first_received=row.first_received,
         last_received=row.last_received,
         decisions=row.decisions,
         jobs=row.jobs,
-        reason=row.reason,
     )

@@ -30,14 +30,14 @@ class StudyRow:
 
     study_instance_uid: str
     state: StudyState
+    reason: str | None
+    """Why it is held."""
     n_series: int
     n_instances: int
     first_received: datetime
     last_received: datetime
     decisions: int
     jobs: int
-    reason: str | None = None
-    """Why it is held."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
-from dicom_node.errors import LeaseLostError, NotFoundError
+from dicom_node.errors import IllegalTransitionError, LeaseLostError, NotFoundError
 from dicom_node.lifecycle import (
     DELIVERY_OPEN,
     JOB_OPEN,
@@ -138,11 +138,14 @@ def queue_deliveries(
     row = find_job(connection, job_id)
     if row.plugin == FORWARD:
         return queue_forwards(connection, row, destinations, now)
-    results = connection.execute(select(result.c.id, result.c.kind).where(result.c.job_id == job_id)).all()
+    here = (result.c.job_id == job_id) & result.c.purged_at.is_(None) & result.c.variant_of.is_(None)
+    results = connection.execute(select(result.c.id, result.c.kind).where(here)).all()
     there = {
-        (row.result_id, row.destination)
+        (row.made_of, row.destination)  # a variant stands for what it was made of
         for row in connection.execute(
-            select(delivery.c.result_id, delivery.c.destination).where(delivery.c.job_id == job_id)
+            select(func.coalesce(result.c.variant_of, result.c.id).label("made_of"), delivery.c.destination)
+            .join(result, result.c.id == delivery.c.result_id)
+            .where(delivery.c.job_id == job_id)
         )
     }
     rows = [
@@ -217,12 +220,14 @@ def advance_delivery(
     LeaseLostError
         When `token` is given and is not that of the present owner.
     IllegalTransitionError
-        When the delivery's state knows no such event.
+        When the delivery's state knows no such event, or its result was purged.
     """
     row = find_delivery(connection, delivery_id)
     if token is not None and (row.token != token or row.state != DeliveryState.SENDING):
         raise LeaseLostError(f"delivery {delivery_id} is {row.state} and no longer this sender's")
     state = next_delivery_state(DeliveryState(row.state), event)
+    if event is DeliveryEvent.RETRY:
+        _require_result(connection, row.result_id)
     values["finished_at"] = None if state in DELIVERY_OPEN else now
     change = update(delivery).where(
         delivery.c.id == delivery_id, delivery.c.token == row.token, delivery.c.state == row.state
@@ -230,6 +235,12 @@ def advance_delivery(
     if connection.execute(change.values(state=state, **_NO_DELIVERY_LEASE, **values)).rowcount != 1:
         raise LeaseLostError(f"delivery {delivery_id} was changed by another at the same moment; look again")
     return state
+
+
+def _require_result(connection: Connection, result_id: int) -> None:
+    purged_at = connection.execute(select(result.c.purged_at).where(result.c.id == result_id)).scalar()
+    if purged_at is not None:
+        raise IllegalTransitionError(f"the result was purged on {purged_at:%Y-%m-%d}; reprocess its study instead")
 
 
 def find_delivery(connection: Connection, delivery_id: int) -> Row[Any]:

@@ -25,9 +25,10 @@ AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 class Records:
     """The aggregates of one fresh database, and the clock they share."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, is_new: bool = True) -> None:
         self.clock = ManualClock(START)
-        path.write_bytes(_migrated_file())
+        if is_new:
+            path.write_bytes(_migrated_file())
         self.database: Database = open_database(path, clock=self.clock)
         self.studies = Studies(self.database)
         self.jobs = Jobs(self.database)

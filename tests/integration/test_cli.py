@@ -292,6 +292,21 @@ def test_deliveries_and_reprocessing(dicom_node, records):
     assert {1: 2, 2: None} == {job["id"]: job["superseded_by"] for job in dicom_node("jobs", "list", "--json").json}
 
 
+def test_study_is_purged_by_hand(dicom_node, records):
+    """Not while a job is open; `--yes` spares the question, without it nothing happens; rows stay."""
+    said = dicom_node("studies", "purge", STUDY, "--yes")
+    assert (1, True) == (said.status, "job 1 is queued" in said.err)
+    records.jobs.cancel(1, "no more")
+    assert 1 == dicom_node("studies", "purge", STUDY).status
+    assert "complete" == dicom_node("studies", "show", STUDY, "--json").json["state"]
+    assert {"study_instance_uid": STUDY, "purged": 2} == dicom_node("studies", "purge", STUDY, "--yes", "--json").json
+    shown = dicom_node("studies", "show", STUDY, "--json").json
+    assert ("purged", 2, 1) == (shown["state"], shown["n_instances"], len(shown["jobs"]))
+    assert 3 == dicom_node("studies", "purge", "9.9", "--yes").status
+    said = dicom_node("studies", "reprocess", STUDY)
+    assert (1, True) == (said.status, "send the study again" in said.err)
+
+
 # Rules
 
 

@@ -61,7 +61,7 @@ def test_others_are_not_held(node: SmallNode) -> None:
 def test_released_study_is_decided_and_not_held_again(node: SmallNode) -> None:
     """Also when more of it comes, and to a worker that starts afresh."""
     _begin(node, 1, 2, 3)
-    node.records.studies.release_rate("1.2.3")
+    node.records.studies.release("1.2.3")
     node.decide()
     assert 3 == len(node.records.jobs.list())
     node.decision = node.new_decision()
@@ -69,8 +69,8 @@ def test_released_study_is_decided_and_not_held_again(node: SmallNode) -> None:
     node.decide()
     assert ("complete", None) == (_states(node)["1.2.3"], node.records.studies.show("1.2.3").reason)
     assert 4 == len(node.records.jobs.list())
-    with pytest.raises(IllegalTransitionError, match="no rate holds it"):
-        node.records.studies.release_rate("1.2.3")
+    with pytest.raises(IllegalTransitionError, match="is not held"):
+        node.records.studies.release("1.2.3")
 
 
 def test_more_of_a_held_study_is_received_and_it_stays_held(node: SmallNode) -> None:

@@ -213,7 +213,8 @@ def test_reader_cannot_write(database: Database) -> None:
 
 
 def test_no_patient_attribute_but_the_id() -> None:
-    """Of the patient, the tables know the identifier of a study; everything else stays in headers and files."""
+    """Of the patient, the tables know the identifier and its issuer; everything else stays in headers and files."""
     named = {f"{table.name}.{column.name}" for table in metadata.tables.values() for column in table.columns}
-    assert {"study.patient_id"} == {name for name in named if "patient" in name or "birth" in name or "sex" in name}
+    identifiers = {"study.patient_id", "instance.patient_id", "instance.issuer_of_patient_id"}
+    assert identifiers == {name for name in named if "patient" in name or "birth" in name or "sex" in name}
     assert "header" not in instance.columns

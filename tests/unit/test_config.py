@@ -157,14 +157,14 @@ def test_all_problems_are_reported_at_once_in_the_order_of_lines(tmp_path: Path)
     text = (
         "[receive]\nprt = 1\nmax_pdu = 12\n"
         + _line('destinations = ["nowhere"]\nseries.match = [{ keyword = "Modalty", equals = "CT" }]')
-        + "[storage]\nquota_gb = 5\n"
+        + '[node]\ndatabase = "postgresql://x"\n'
     )
     assert [
         'config.toml:2: unknown key "prt" in [receive]; did you mean "port"?',
         'config.toml:3: "max_pdu" in [receive] must be at least 4096, not 12',
         'config.toml:7: no [[destination]] is called "nowhere"',
         'config.toml:8: unknown DICOM keyword "Modalty"; did you mean "Modality"?',
-        'config.toml:10: "quota_gb" in [storage] is not available in this version',
+        'config.toml:10: "database" = "postgresql" in [node] is not available in this version',
     ] == _problems(tmp_path, text)
 
 
@@ -274,13 +274,10 @@ def test_condition_that_can_mean_nothing_is_refused(tmp_path: Path, condition: s
 
 
 LATER_USES = {
-    "storage.quota_gb": "[storage]\nquota_gb = 100",
-    "storage.retention_days": "[storage]\nretention_days = 30",
     "node.database": '[node]\ndatabase = "postgresql+psycopg://node@db/node"',
     "destination.dicomweb": '[[destination]]\nname = "d"\ndicomweb = "https://pacs/dicom-web"',
     "destination.profile.seg": '[[destination]]\nname = "d"\n[destination.profile]\nseg = "labelmap"',
     "destination.profile.sr": '[[destination]]\nname = "d"\n[destination.profile]\nsr = "comprehensive"',
-    "destination.profile.identity": '[[destination]]\nname = "d"\nprofile = { identity = "destination" }',
     "route.report_not_processed": _line("report_not_processed = true"),
     "route.complete.expected_from": _line('[route.complete]\nexpected_from = "pacs"'),
 }

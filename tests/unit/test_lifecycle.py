@@ -59,6 +59,7 @@ DELIVERY_TABLE = {
         "lease_expired": "queued",
         "refuse": "refused",
         "fail": "failed",
+        "set_aside": "held",
     },
     DeliveryState.STORED: {"ask_commitment": "committing"},
     DeliveryState.COMMITTING: {"commit": "committed", "fail": "failed"},
