@@ -6,6 +6,7 @@
     +-- UsageError                   a command was called with what it cannot take    (exit 2)
     +-- NotFoundError                a study, job, plugin or peer is not there        (exit 3)
     +-- UnreachableError             a peer does not answer                           (exit 4, retryable)
+    +-- QueryError                   a peer does not answer a query, or refuses it    (retryable)
     +-- RefusedInputError            images that must not be judged; `reason` in words
     |   +-- UndecodableError         a file or its pixels cannot be decoded
     |   +-- GeometryError            positions, orientations or sizes do not make one volume
@@ -87,6 +88,12 @@ class UnreachableError(DicomNodeError):
 
     retryable = True
     exit_code = 4
+
+
+class QueryError(DicomNodeError):
+    """The peer answers no query (C-FIND), or not to the end; ask its administrator whether this node may query."""
+
+    retryable = True
 
 
 class RefusedInputError(DicomNodeError):

@@ -6,6 +6,7 @@ pynetdicom keeps a setting in a module; this is the one place that sets it, once
 from pynetdicom import _config
 
 from dicom_node.dimse.contexts import TRANSFER_SYNTAXES, acceptable_contexts, is_storage_class
+from dicom_node.dimse.find import Level, find
 from dicom_node.dimse.requestor import RejectedAssociationError
 from dicom_node.dimse.scu import EchoResult, SendResult, echo, send_files
 from dicom_node.dimse.status import Verdict, classify, meaning
@@ -16,12 +17,14 @@ _config.LOG_HANDLER_LEVEL = "none"
 __all__ = [
     "TRANSFER_SYNTAXES",
     "EchoResult",
+    "Level",
     "RejectedAssociationError",
     "SendResult",
     "Verdict",
     "acceptable_contexts",
     "classify",
     "echo",
+    "find",
     "is_storage_class",
     "meaning",
     "send_files",

@@ -3,7 +3,7 @@
 A command set is a data set of group 0000 in Implicit VR Little Endian, a few hundred bytes long. Anything longer, or
 that does not parse, is the peer's breach of the protocol.
 
-Sources: DICOM PS3.7 6.3 (command sets), 9.3.1 (C-STORE), 9.3.5 (C-ECHO), E.1 (command elements).
+Sources: DICOM PS3.7 6.3 (command sets), 9.3.1 (C-STORE), 9.3.2 (C-FIND), 9.3.5 (C-ECHO), E.1 (command elements).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dicom_node.dimse.pdu import AbortReason, ProtocolError
 
 C_STORE_RQ: Final = 0x0001
 C_STORE_RSP: Final = 0x8001
+C_FIND_RQ: Final = 0x0020
 C_ECHO_RQ: Final = 0x0030
 C_CANCEL_RQ: Final = 0x0FFF
 _RESPONSE: Final = 0x8000
@@ -125,6 +126,19 @@ def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str) ->
             (_PRIORITY, _US.pack(0)),
             (_DATA_SET_TYPE, _US.pack(_A_DATA_SET)),
             (_AFFECTED_SOP_INSTANCE_UID, _padded(sop_instance_uid.encode("ascii"), b"\x00")),
+        ]
+    )
+
+
+def find_request(message_id: int, sop_class_uid: str) -> bytes:
+    """Return the command set of a C-FIND-RQ of medium priority, whose identifier follows."""
+    return _encoded(
+        [
+            (_AFFECTED_SOP_CLASS_UID, _padded(sop_class_uid.encode("ascii"), b"\x00")),
+            (_COMMAND_FIELD, _US.pack(C_FIND_RQ)),
+            (_MESSAGE_ID, _US.pack(message_id)),
+            (_PRIORITY, _US.pack(0)),
+            (_DATA_SET_TYPE, _US.pack(_A_DATA_SET)),
         ]
     )
 

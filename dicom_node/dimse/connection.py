@@ -19,6 +19,7 @@ import struct
 import termios
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from dicom_node.clock import Clock
@@ -26,7 +27,15 @@ from dicom_node.dimse import pdu
 from dicom_node.dimse.command import LARGEST_COMMAND_BYTES, Command, decoded
 from dicom_node.dimse.proposal import MAX_PDU
 
-Message: TypeAlias = Command | pdu.Control
+
+@dataclass(frozen=True, slots=True)
+class Identifier:
+    """The data set of an answer, encoded as its presentation context says."""
+
+    content: bytes
+
+
+Message: TypeAlias = Command | Identifier | pdu.Control
 _RECEIVE_BYTES = 1 << 14
 """Answers have some hundred bytes."""
 
@@ -44,15 +53,20 @@ class Connection:
         A connected socket, which belongs to this object from now on.
     timeout_s
         Longest silence of the peer while we send, and longest wait for a whole answer.
+    largest_identifier
+        Bytes of the largest data set that an answer may bring; 0: nothing that we ask for is answered with one.
     """
 
-    def __init__(self, stream: socket.socket, *, timeout_s: float, clock: Clock) -> None:
+    def __init__(self, stream: socket.socket, *, timeout_s: float, clock: Clock, largest_identifier: int = 0) -> None:
         self._stream = stream
         self._timeout_s = timeout_s
         self._clock = clock
         self._parser = pdu.Parser(MAX_PDU)
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._command = bytearray()
+        self._largest_identifier = largest_identifier
+        self._identifier: bytearray | None = None
+        """What has come of the data set that the last command set announced; None when it announced none."""
         self._inbox: deque[Message] = deque()
 
     def send(self, data: bytes | memoryview) -> None:
@@ -72,7 +86,7 @@ class Connection:
             raise ConnectionLostError(str(error)) from error
 
     def receive(self) -> Message:
-        """Return the next command set or PDU, which has to come in time.
+        """Return the next command set, data set or PDU, which has to come in time.
 
         Raises
         ------
@@ -123,15 +137,31 @@ class Connection:
                 self._gather(event)
 
     def _gather(self, fragment: pdu.Fragment) -> None:
-        """Add a piece of a command set; nothing that we ask for is answered with a data set."""
+        """Add a piece of a command set, or of the data set that one announced."""
         if not fragment.is_command:
-            raise pdu.ProtocolError(pdu.AbortReason.UNEXPECTED_PDU, "a data set came as an answer")
+            self._gather_identifier(fragment)
+            return
+        if self._identifier is not None:
+            raise pdu.ProtocolError(pdu.AbortReason.UNEXPECTED_PDU, "a command set came before its data set")
         self._command += fragment.payload
         if len(self._command) > LARGEST_COMMAND_BYTES:
             raise pdu.ProtocolError(pdu.AbortReason.INVALID_PARAMETER, "a command set grows beyond all measure")
         if fragment.is_last:
-            command, self._command = self._command, bytearray()
-            self._inbox.append(decoded(command))
+            content, self._command = self._command, bytearray()
+            command = decoded(content)
+            if command.has_data_set and self._largest_identifier:
+                self._identifier = bytearray()
+            self._inbox.append(command)
+
+    def _gather_identifier(self, fragment: pdu.Fragment) -> None:
+        if self._identifier is None:
+            raise pdu.ProtocolError(pdu.AbortReason.UNEXPECTED_PDU, "a data set came as an answer")
+        self._identifier += fragment.payload
+        if len(self._identifier) > self._largest_identifier:
+            raise pdu.ProtocolError(pdu.AbortReason.INVALID_PARAMETER, "a data set grows beyond all measure")
+        if fragment.is_last:
+            self._inbox.append(Identifier(bytes(self._identifier)))
+            self._identifier = None
 
 
 def connected(

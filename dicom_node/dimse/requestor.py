@@ -1,20 +1,22 @@
 """One association that we ask for, from the call to its release; one request is outstanding at a time.
 
 It knows nothing of files and verdicts: a request goes out, the peer's answer or None comes back, and after None the
-association is over. Sources: DICOM PS3.8 9.2 (state machine), 7.2 (release), PS3.7 9.1.1 (C-STORE), 9.1.5 (C-ECHO).
+association is over.
+Sources: DICOM PS3.8 9.2 (state machine), 7.2 (release), PS3.7 9.1.1 (C-STORE), 9.1.2 (C-FIND), 9.1.5 (C-ECHO).
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dicom_node.clock import Clock, SystemClock
 from dicom_node.config.schema import Address
 from dicom_node.dimse import pdu, proposal
-from dicom_node.dimse.command import Command, echo_request, store_request
-from dicom_node.dimse.connection import Connection, ConnectionLostError, connected
+from dicom_node.dimse.command import Command, echo_request, find_request, store_request
+from dicom_node.dimse.connection import Connection, ConnectionLostError, Identifier, connected
 from dicom_node.dimse.envelope import Envelope
 from dicom_node.dimse.proposal import Accepted, Agreement, Proposed
 from dicom_node.errors import UnreachableError
@@ -38,6 +40,8 @@ class Call:
     timeout_s: float
     """For the connection, for each answer, and for the peer to take something of what we send."""
     tls: ssl.SSLContext | None = None
+    largest_identifier: int = 0
+    """Bytes of the largest data set that an answer may bring; 0: none may."""
     clock: Clock = field(default_factory=SystemClock)
 
     def __str__(self) -> str:
@@ -51,6 +55,7 @@ class Requestor:
     def __init__(self, connection: Connection, agreement: Agreement) -> None:
         self._connection = connection
         self._envelope = Envelope(agreement.max_pdu)
+        self._max_pdu = agreement.max_pdu
         self.contexts = agreement.contexts
         self.is_open = True
 
@@ -63,6 +68,35 @@ class Requestor:
         except ConnectionLostError:
             self.abort()
             return None
+
+    def find(self, context: Accepted, identifier: bytes, *, message_id: int) -> Iterator[tuple[Command, bytes | None]]:
+        """Send a query; give each answer with its identifier, encoded, until the one that ends it.
+
+        An answer is pending while it brings an identifier (PS3.4 C.4.1.1.4). When the answers stop before the last
+        one, the association is over.
+        """
+        command_set = find_request(message_id, context.sop_class_uid)
+        try:
+            for block in (
+                pdu.command_pdus(context.context_id, command_set, self._max_pdu),
+                *self._data(context, identifier),
+            ):
+                self._connection.send(block)
+            while (answer := self._answer(message_id)) is not None:
+                if not answer.has_data_set:
+                    yield answer, None
+                    return
+                message = self._connection.receive()
+                if not isinstance(message, Identifier):
+                    self.abort()
+                    return
+                yield answer, message.content
+        except ConnectionLostError:
+            self.abort()
+
+    def _data(self, context: Accepted, content: bytes) -> Iterator[bytes]:
+        for piece, is_last in pdu.pieces(memoryview(content), self._max_pdu):
+            yield pdu.data_head(context.context_id, len(piece), is_command=False, is_last=is_last) + piece
 
     def store(
         self,
@@ -143,7 +177,9 @@ def associated(call: Call, contexts: list[Proposed]) -> Requestor:
     RejectedAssociationError
         When the peer rejects the association.
     """
-    connection = Connection(_stream(call), timeout_s=call.timeout_s, clock=call.clock)
+    connection = Connection(
+        _stream(call), timeout_s=call.timeout_s, clock=call.clock, largest_identifier=call.largest_identifier
+    )
     try:
         connection.send(proposal.request(contexts, called_ae=call.called_ae, calling_ae=call.calling_ae))
         answer = connection.receive()

@@ -10,6 +10,9 @@ from typing import Final
 
 SUCCESS: Final = 0x0000
 
+PENDING: Final = frozenset({0xFF00, 0xFF01})
+"""PS3.4 Table C.4-1: of C-FIND, another answer follows; FF01 says that some optional keys were not supported."""
+
 # PS3.4 Table B.2-1
 OUT_OF_RESOURCES: Final = 0xA700
 DATA_SET_DOES_NOT_MATCH: Final = 0xA900
