@@ -92,6 +92,7 @@ IMPURE_METHODS = frozenset(
 )
 RECORDS_CALLERS = (
     "dicom_node.indexing.*",
+    "dicom_node.decision",
     "dicom_node.pipeline",
     "dicom_node.upkeep",
     "dicom_node.admin.*",
