@@ -8,20 +8,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime
+from dataclasses import replace
 from typing import Final
 
 from dicom_node import routing
 from dicom_node.clock import Clock
 from dicom_node.config import Config, config_digest
 from dicom_node.config.schema import Complete, Route
+from dicom_node.gathering import Expectations, Gathering
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
-from dicom_node.records import Decisions, NewDecision, NewJob, Studies, StudyEvidence
+from dicom_node.records import Decisions, NewDecision, NewJob, SeriesEvidence, Studies, StudyEvidence
 from dicom_node.study import JobInput
 
 RESULT_ROLES: Final = ("seg.series", "seg.instance", "sr.series", "sr.instance")
 """What UIDs are allocated for with every job; report.ResultIdentity derives the same."""
+FLAGGED: Final = "flagged"
+"""Outcome of a decision: late or changed images were not read, and somebody should look."""
 NO_ROUTE: Final = NewDecision(route="", outcome="not_matched", reason="Not processed: no [[route]] is configured.")
 
 
@@ -41,7 +44,9 @@ class Decision:
         registry: PluginRegistry,
         clock: Clock,
         log: Log,
+        expectations: Expectations | None = None,
     ) -> None:
+        """Take the collaborators; `expectations` asks peers what they hold, None asks nobody."""
         self._studies = studies
         self._decisions = decisions
         self._config = config
@@ -51,28 +56,56 @@ class Decision:
         self._judged: frozenset[tuple[str, str, str, int]] = frozenset()
         """(route, study, series, revision) that spoke while a slower route has not yet; lost with the process, which
         only makes them speak again."""
-        self._since = clock.now()
+        self._reopened: set[tuple[str, str]] = set()
+        """(study, series or "") that are open again and were named in the log."""
+        self._gathering = Gathering(
+            studies,
+            pause_s={peer.ae_title: peer.pause_s for peer in config.peer if peer.pause_s is not None},
+            expectations=expectations,
+            clock=clock,
+        )
         self._clock = clock
         self._log = log
 
     def step(self) -> bool:
         """Ask about every study that has undecided content; return whether something was decided."""
-        decided = [self._ask(evidence) for evidence in self._studies.open_studies()]
+        studies = self._studies.open_studies()
+        decided = [self._ask(evidence) for evidence in studies]
+        self._gathering.forget_all_but(studies)
         return any(decided)
 
     def _ask(self, study: StudyEvidence) -> bool:
-        arrival = _arrival(study, self._since)
+        arrival = self._gathering.evidence(study)
         by_series = [route for route in self._config.route if route.start == "series"]
         asked = [self._ask_about_series(study, arrival, route, by_series) for route in by_series]
         whole = [route for route in self._config.route if route.start == "study"]
         quiet = [route.complete for route in whole or by_series] or [Complete()]
-        if all(self._is_complete(arrival, one, None) for one in quiet):
-            return self._decide_study(study, whole)
+        answers = [self._assess(study, arrival, one, None) for one in quiet]
+        complete = [answer for answer in answers if isinstance(answer, routing.IsComplete)]
+        if len(complete) == len(answers):
+            return self._decide_study(study, whole, complete)
         return any(asked)
 
-    def _is_complete(self, arrival: routing.StudyEvidence, complete: Complete, series_uid: str | None) -> bool:
-        verdict = routing.assess(arrival, self._clock.now(), complete, series_instance_uid=series_uid)
-        return isinstance(verdict, routing.IsComplete)
+    def _assess(
+        self, study: StudyEvidence, arrival: routing.StudyEvidence, complete: Complete, series_uid: str | None
+    ) -> routing.Completeness:
+        if complete.expected_from is not None:
+            arrival = self._gathering.with_expected(arrival, study.revision, complete.expected_from)
+        answer = routing.assess(arrival, self._gathering.now(), complete, series_instance_uid=series_uid)
+        if isinstance(answer, routing.Reopened):
+            self._say_reopened(study, series_uid, answer)
+        return answer
+
+    def _say_reopened(self, study: StudyEvidence, series_uid: str | None, answer: routing.Reopened) -> None:
+        mark = (study.study_instance_uid, series_uid or "")
+        if mark not in self._reopened:
+            self._reopened.add(mark)
+            self._log.info(
+                "study.reopened" if series_uid is None else "series.reopened",
+                study_instance_uid=study.study_instance_uid,
+                series_instance_uid=series_uid or "",
+                reason=answer.why,
+            )
 
     def _ask_about_series(
         self, study: StudyEvidence, arrival: routing.StudyEvidence, route: Route, routes: Sequence[Route]
@@ -82,16 +115,24 @@ class Decision:
         All complete series are compared; what is written is about those that it has not judged as they stand now. A
         series is decided when the last of `routes` has judged it.
         """
-        complete = [one for one in study.series if self._is_complete(arrival, route.complete, one.series_instance_uid)]
+        answered = {
+            one.series_instance_uid: self._assess(study, arrival, route.complete, one.series_instance_uid)
+            for one in study.series
+            if not one.is_decided
+        }
+        complete = {uid: answer for uid, answer in answered.items() if isinstance(answer, routing.IsComplete)}
         key = (route.name, study.study_instance_uid)
         new = [
             one
-            for one in complete
-            if not one.is_decided and (*key, one.series_instance_uid, one.revision) not in self._judged
+            for one in study.series
+            if one.series_instance_uid in complete
+            and (*key, one.series_instance_uid, one.revision) not in self._judged
+            and self._is_compared(study.study_instance_uid, one)
         ]
         if not new:
             return False
-        answers = self._apply(study.study_instance_uid, [route], {one.series_instance_uid for one in complete})
+        decided = {one.series_instance_uid for one in study.series if one.is_decided}
+        answers = self._apply(study.study_instance_uid, [route], decided | set(complete))
         for series in new:
             mine = [answer for answer in answers if answer.series_instance_uid == series.series_instance_uid]
             judged = {
@@ -99,16 +140,66 @@ class Decision:
             }
             mark = (*key, series.series_instance_uid, series.revision)
             is_last = judged <= self._judged | {mark}
+            because = complete[series.series_instance_uid]
+            spoken = [self._spoken(answer, because) for answer in mine]
             if self._write(
-                study.study_instance_uid, series.series_instance_uid, series.revision, mine, is_final=is_last
+                study.study_instance_uid, series.series_instance_uid, series.revision, spoken, is_final=is_last
             ):
                 self._judged = self._judged - judged if is_last else self._judged | {mark}
+                self._reopened.discard((study.study_instance_uid, series.series_instance_uid))
         return True
 
-    def _decide_study(self, study: StudyEvidence, routes: Sequence[Route]) -> bool:
+    def _is_compared(self, study_uid: str, series: SeriesEvidence) -> bool:
+        """Return whether nobody has to look whether new versions of its images hold the same pixels."""
+        return not series.was_decided or not self._studies.contents.uncompared(
+            study_uid, series.series_instance_uid, limit=1
+        )
+
+    def _decide_study(
+        self, study: StudyEvidence, routes: Sequence[Route], complete: Sequence[routing.IsComplete]
+    ) -> bool:
+        if routes and not all(self._is_compared(study.study_instance_uid, one) for one in study.series):
+            return False
         answers = self._apply(study.study_instance_uid, routes, None) if routes else ()
-        spoken = [] if self._config.route else [NO_ROUTE]
-        return self._write(study.study_instance_uid, None, study.revision, answers, spoken)
+        because = {route.name: answer for route, answer in zip(routes, complete, strict=False)}
+        spoken = [self._spoken(answer, because[answer.route]) for answer in answers]
+        if not self._config.route:
+            spoken = [replace(NO_ROUTE, evidence=complete[0].evidence.value, complete_because=complete[0].why)]
+        self._reopened.discard((study.study_instance_uid, ""))
+        return self._write(study.study_instance_uid, None, study.revision, spoken)
+
+    def _spoken(self, answer: routing.RouteDecision, because: routing.IsComplete) -> NewDecision:
+        """Return what is written down of a route's answer, with the job that it asks for, or why none is made."""
+        spoken = NewDecision(
+            route=answer.route,
+            outcome=answer.outcome.value,
+            reason=routing.reason(answer),
+            evidence=because.evidence.value,
+            complete_because=because.why,
+        )
+        if answer.outcome is not routing.Outcome.MATCHED:
+            return spoken
+        job = self._job(answer)
+        why_not = self._why_no_rerun(answer, job)
+        if why_not:
+            return replace(spoken, outcome=FLAGGED, reason=f"Not processed again: {why_not}")
+        return replace(spoken, job=job)
+
+    def _why_no_rerun(self, answer: routing.RouteDecision, job: NewJob) -> str:
+        """Return why late or changed images are flagged instead of read; empty when they may be read."""
+        assert answer.series_instance_uid is not None
+        earlier = self._decisions.earlier_work(answer.study_instance_uid, answer.series_instance_uid, answer.route)
+        if not earlier.input_digests or job.input_digest in earlier.input_digests:
+            return ""
+        if earlier.n_purged:
+            return (
+                f"{earlier.n_purged} images that the earlier result was made of were purged; "
+                "a result of the rest would not replace it"
+            )
+        most = next(route for route in self._config.route if route.name == answer.route).complete.max_reruns
+        if len(earlier.input_digests) > most:
+            return f"late images made {len(earlier.input_digests) - 1} new jobs already (max_reruns = {most})"
+        return ""
 
     def _apply(
         self, study_uid: str, routes: Sequence[Route], complete: set[str] | None
@@ -122,33 +213,18 @@ class Decision:
         study_uid: str,
         series_uid: str | None,
         revision: int,
-        answers: Sequence[routing.RouteDecision],
-        spoken: Sequence[NewDecision] = (),
+        spoken: Sequence[NewDecision],
         *,
         is_final: bool = True,
     ) -> bool:
         """Write decisions and jobs in one transaction; nothing when more has come since, then it is asked again."""
         decided = self._decisions.decide(
-            study_uid,
-            series_uid,
-            revision,
-            [
-                *spoken,
-                *(
-                    NewDecision(
-                        route=answer.route,
-                        outcome=answer.outcome.value,
-                        reason=routing.reason(answer),
-                        job=self._job(answer) if answer.outcome is routing.Outcome.MATCHED else None,
-                    )
-                    for answer in answers
-                ),
-            ],
-            config_digest=self._config_digest,
-            is_final=is_final,
+            study_uid, series_uid, revision, spoken, config_digest=self._config_digest, is_final=is_final
         )
         for job_id, is_new in decided.jobs:
             self._log.info("job.queued" if is_new else "job.exists", job_id=job_id, study_instance_uid=study_uid)
+        if decided.is_current and any(one.outcome == FLAGGED for one in spoken):
+            self._log.warning("late.flagged", study_instance_uid=study_uid, series_instance_uid=series_uid or "")
         return decided.is_current
 
     def _job(self, answer: routing.RouteDecision) -> NewJob:
@@ -164,7 +240,9 @@ class Decision:
             plugin=plugin.id,
             plugin_version=plugin.manifest.plugin.version,
             input=JobInput(study_instance_uid=answer.study_instance_uid, roles={role: images}),
-            input_digest=input_digest(answer.images),
+            input_digest=input_digest(
+                self._studies.contents.first_of_their_kind(answer.study_instance_uid, answer.images)
+            ),
             series_instance_uid=answer.series_instance_uid,
             parameters={"model_sha256": plugin.model_sha256, "spec_sha256": plugin.manifest.spec_sha256()},
             destinations={name: self._kinds[name] for name in route.destinations},
@@ -177,34 +255,3 @@ class Decision:
 def input_digest(images: Iterable[tuple[str, str]]) -> str:
     """Return the SHA-256 of the (SOP Instance UID, digest) pairs of the selected images, in any order."""
     return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
-
-
-def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
-    """Return the rows of a study as completeness reads them.
-
-    Quiet times begin no earlier than `since`: after a restart nobody knows what was under way, so all count afresh.
-    The association of a dead receiver is open until the next receiver has indexed what it filed (`indexing`),
-    or until it has been idle too long: before, files without rows may belong to the study.
-    """
-    return routing.StudyEvidence(
-        study_instance_uid=study.study_instance_uid,
-        series=tuple(
-            routing.SeriesEvidence(
-                series_instance_uid=series.series_instance_uid,
-                last_received_at=max(series.last_received_at, since),
-                n_instances=series.n_images,
-            )
-            for series in study.series
-        ),
-        associations=tuple(
-            routing.AssociationEvidence(
-                id=association.id,
-                calling_ae=association.calling_ae,
-                is_open=True,
-                study_instance_uid=association.present_study_uid,
-                series_instance_uid=association.present_series_uid,
-                last_activity_at=association.last_activity_at,
-            )
-            for association in study.associations
-        ),
-    )

@@ -35,7 +35,7 @@ from dicom_node.lifecycle import DeliveryEvent
 from dicom_node.logs import Log
 from dicom_node.reading import read_headers
 from dicom_node.records import ClaimedDelivery, ClaimedJob, Deliveries, Jobs, NewResult
-from dicom_node.report import ResultIdentity, build_results, encode
+from dicom_node.report import Predecessor, ResultIdentity, build_results, encode
 
 __all__ = ["Decision", "Dispatch", "Work"]
 
@@ -104,6 +104,14 @@ class Work:
             input_digest=job.input_digest,
             node_version=__version__,
             device_serial_number=self._installation.serial_number,
+            predecessors=tuple(
+                Predecessor(
+                    series_instance_uid=one.series_instance_uid,
+                    sop_class_uid=one.sop_class_uid,
+                    sop_instance_uid=one.sop_instance_uid,
+                )
+                for one in self._jobs.reports_replaced_by(job.id)
+            ),
         )
         filed = [
             self._file(

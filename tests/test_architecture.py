@@ -93,6 +93,7 @@ IMPURE_METHODS = frozenset(
 RECORDS_CALLERS = (
     "dicom_node.indexing.*",
     "dicom_node.decision",
+    "dicom_node.gathering",
     "dicom_node.pipeline",
     "dicom_node.upkeep",
     "dicom_node.admin.*",

@@ -108,6 +108,16 @@ class Admin:
         jobs = [asdict(job) for job in self._node.jobs.list(study_uid=study_uid)]
         return {**row, "decisions": decisions, "jobs": jobs}
 
+    def complete(self, study_uid: str) -> None:
+        """Say that a study and its series are complete as they stand; the rules are asked at once.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        """
+        self._node.studies.force_complete(study_uid)
+
     def reprocess(self, study_uid: str) -> list[int]:
         """Queue the study's jobs once more under new UIDs; return the numbers of the new jobs.
 

@@ -17,7 +17,7 @@ route = typer.Typer(help="Rules.", no_args_is_help=True, rich_markup_mode=None)
 STUDY_COLUMNS = ("study_instance_uid", "state", "n_series", "n_instances", "last_received", "decisions", "jobs")
 JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "attempts", "generation", "reason")
 DELIVERY_COLUMNS = ("id", "job_id", "kind", "destination", "state", "attempts", "status", "reason")
-DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "job_id")
+DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "complete_because", "job_id")
 
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
 JobId = Annotated[int, typer.Argument(metavar="JOB", help="Number of the job.")]
@@ -47,6 +47,13 @@ def show_study(study_uid: StudyUid, config: ConfigOption = None, as_json: JsonOp
     show([entry], STUDY_COLUMNS[:5], as_json=False)
     show(entry["decisions"], DECISION_COLUMNS, as_json=False, title="decisions")
     show(entry["jobs"], JOB_COLUMNS, as_json=False, title="jobs")
+
+
+@studies.command("complete")
+def complete_study(study_uid: StudyUid, config: ConfigOption = None) -> None:
+    """Wait for nothing more: the study and its series count as complete as they stand now."""
+    open_node(config).admin.complete(study_uid)
+    say(f"study {study_uid} counts as complete; what comes later opens it again")
 
 
 @studies.command("reprocess")

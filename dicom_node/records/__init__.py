@@ -4,6 +4,7 @@ One file per aggregate: `studies`, `jobs`, `deliveries`, `decisions`. Values go 
 connection, except to join `enqueue` to a transaction of its own.
 """
 
+from dicom_node.records.contents import Contents, StoredVersion
 from dicom_node.records.database import Database, DatabaseCheck, open_database
 from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
 from dicom_node.records.deliveries import Deliveries
@@ -19,8 +20,10 @@ from dicom_node.records.job_values import (
 from dicom_node.records.jobs import Jobs
 from dicom_node.records.studies import Studies
 from dicom_node.records.study_values import (
+    Arrived,
     LiveAssociation,
     SeriesEvidence,
+    SeriesLayout,
     StudyEvidence,
     StudyRow,
     planes_of,
@@ -29,8 +32,10 @@ from dicom_node.records.study_values import (
 from dicom_node.records.versions import OnConflict
 
 __all__ = [
+    "Arrived",
     "ClaimedDelivery",
     "ClaimedJob",
+    "Contents",
     "Database",
     "DatabaseCheck",
     "Decided",
@@ -47,6 +52,8 @@ __all__ = [
     "NewResult",
     "OnConflict",
     "SeriesEvidence",
+    "SeriesLayout",
+    "StoredVersion",
     "Studies",
     "StudyEvidence",
     "StudyRow",

@@ -72,6 +72,7 @@ study = Table(
     Column("last_received", UtcDateTime, nullable=False),  # of what is not ours
     Column("revision", Integer, nullable=False),  # raised by each new image version and each new series
     Column("decided_revision", Integer, nullable=False),  # newest revision that routing has judged
+    Column("forced_revision", Integer, nullable=False, server_default="0"),  # complete as it stood: an administrator
     Index(None, "state"),
 )
 
@@ -90,7 +91,11 @@ series = Table(
     Column("last_received", UtcDateTime, nullable=False),
     Column("revision", Integer, nullable=False),  # the study's revision at this series' last change
     Column("decided_revision", Integer, nullable=False),
+    Column("last_association", Text),  # the one that brought its latest instance
+    Column("n_runs", Integer, nullable=False, server_default="0"),  # times that an association turned to it
+    Column("longest_pause_s", Float, nullable=False, server_default="0"),  # between two instances, late ones left out
     PrimaryKeyConstraint("study_instance_uid", "series_instance_uid"),
+    Index(None, "calling_ae", "last_received"),
 )
 
 instance = Table(
@@ -113,6 +118,8 @@ instance = Table(
     Column("made_by_us", Boolean, nullable=False),
     Column("n_frames", Integer, nullable=False),
     Column("planes", JSON, nullable=False),  # per frame [position, orientation], LPS, mm
+    Column("purged_at", UtcDateTime),  # when its file was given up; the row stays
+    Column("content_digest", Text),  # of decoded pixels and geometry, once another version came; NULL: not needed
     PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", "digest"),
     ForeignKeyConstraint(
         ["study_instance_uid", "series_instance_uid"], ["series.study_instance_uid", "series.series_instance_uid"]
@@ -133,6 +140,7 @@ association = Table(
     Column("last_activity_at", UtcDateTime, nullable=False),
     Column("released_at", UtcDateTime),  # written after all its instance rows
     Column("how", Text),  # released, aborted, orphaned
+    Column("last_series", Text),  # study and series of the newest instance that it brought, repeats included
     Column("owner_boot_id", Text, nullable=False),
     Column("owner_pid", Integer, nullable=False),
     Column("owner_start_ticks", Integer, nullable=False),
@@ -270,6 +278,8 @@ decision = Table(
     Column("revision", Integer, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("evidence", Text),  # routing.Evidence: what decided that nothing more was to come
+    Column("complete_because", Text),  # the same in words
     Column("config_digest", Text, nullable=False),
     Column("job_id", Integer, ForeignKey("job.id")),
     Column("decided_at", UtcDateTime, nullable=False),

@@ -3,30 +3,42 @@
 from dicom_node.routing.completeness import (
     AssociationEvidence,
     Completeness,
+    Evidence,
     IsComplete,
+    Reopened,
     SeriesEvidence,
     StudyEvidence,
     WaitUntil,
     assess,
 )
 from dicom_node.routing.explain import as_json, lines, reason, why_not
+from dicom_node.routing.habits import MOST_PAUSE_S, Habit, PastSeries, habit_of
 from dicom_node.routing.rules import Outcome, RouteDecision, apply_routes, choose_series, judge_series
+from dicom_node.routing.stack import Stack, stack_of
 
 __all__ = [
+    "MOST_PAUSE_S",
     "AssociationEvidence",
     "Completeness",
+    "Evidence",
+    "Habit",
     "IsComplete",
     "Outcome",
+    "PastSeries",
+    "Reopened",
     "RouteDecision",
     "SeriesEvidence",
+    "Stack",
     "StudyEvidence",
     "WaitUntil",
     "apply_routes",
     "as_json",
     "assess",
     "choose_series",
+    "habit_of",
     "judge_series",
     "lines",
     "reason",
+    "stack_of",
     "why_not",
 ]
