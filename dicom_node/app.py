@@ -12,7 +12,7 @@ import random
 import ssl
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from functools import cached_property, partial
 from pathlib import Path
@@ -275,14 +275,17 @@ class Node:
 
     def _worker(self, stop: threading.Event, asked: threading.Event) -> roles.Role:
         from dicom_node import upkeep
+        from dicom_node.gathering import Expectations
         from dicom_node.guard import FloodGuard
         from dicom_node.infer import Slots
         from dicom_node.pipeline import Decision, Work
+        from dicom_node.reading import content_or_itself
 
         log = Log("worker")
         count = self.config.worker.slots
         slots = Slots(count, clock=self.clock)
         guard = FloodGuard(self.studies, self.rules, log=log)
+        expectations = Expectations(self._held_by, clock=self.clock, log=log)
         decision = Decision(
             self.studies,
             self.decisions,
@@ -291,7 +294,9 @@ class Node:
             clock=self.clock,
             log=log,
             lets_through=guard.lets_through,
+            expectations=expectations,
         )
+        compare = upkeep.Compare(self.studies.contents, content_of=content_or_itself, log=log)
         work = Work(
             self.jobs,
             worker=upkeep.owner_name(),
@@ -318,12 +323,27 @@ class Node:
         loops = [
             roles.Loop(name="reload", step=reload.step, idle_s=STEP_S),
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
+            roles.Loop(name="expect", step=expectations.step, idle_s=STEP_S),
+            roles.Loop(name="compare", step=compare.step, idle_s=WATCH_S),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
             roles.Loop(name="backup", step=self._nightly().step, idle_s=PURGE_S),
             roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
         return roles.LoopingRole(loops, log=log, before=before, after=after)
+
+    def _held_by(self, name: str, study_uid: str) -> Mapping[str, int]:
+        """Return how many instances a peer holds of each series of a study."""
+        from dicom_node.dimse import count_instances
+
+        peer = next(one for one in self.rules.current.config.peer if one.name == name)
+        return count_instances(
+            peer,
+            study_uid,
+            calling_ae=self.config.node.ae_titles[0],
+            timeout_s=self.config.sender.timeout_s,
+            tls=self.tls_for(peer),
+        )
 
     def _nightly(self) -> Nightly:
         from dicom_node.backup import Nightly

@@ -1,7 +1,7 @@
 """The story of a study, told in four chapters; read this first.
 
     Reception   an instance is durable: it is put on the shelf and becomes a row, in batches (`indexing`)
-    Decision    a series or study is complete: every route says yes or why not; a yes becomes a job
+    Decision    (`decision`) a series or study is complete: every route says yes or why not; a yes becomes a job
     Work        a job is claimed: images -> findings -> SR and SEG, checked, filed, queued for every destination
     Dispatch    a result is claimed: it is sent, and the answer written down
 
@@ -11,21 +11,18 @@ Hand-over between stages happens here alone. Nothing here knows SQL, sockets or 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
-from dicom_node import __version__, routing
+from dicom_node import __version__
 from dicom_node.adoption import Adoption
 from dicom_node.clock import Clock
-from dicom_node.config import Config
-from dicom_node.config.live import Live, Rules
-from dicom_node.config.schema import Complete, Peer, Route, SenderSettings, WorkerSettings
+from dicom_node.config.schema import Peer, SenderSettings, WorkerSettings
+from dicom_node.decision import Decision
 from dicom_node.deliver import Outcome, Parcel, RetryIn, after_failure, deliver_batch
 from dicom_node.errors import (
     DeliveryError,
@@ -41,262 +38,13 @@ from dicom_node.infer import PluginRegistry, Request, Slots
 from dicom_node.lifecycle import DeliveryEvent
 from dicom_node.logs import Log
 from dicom_node.reading import read_headers
-from dicom_node.records import (
-    FORWARD,
-    FORWARDED_KIND,
-    ClaimedDelivery,
-    ClaimedJob,
-    Decisions,
-    Deliveries,
-    Jobs,
-    NewDecision,
-    NewJob,
-    NewResult,
-    Studies,
-    StudyEvidence,
-)
-from dicom_node.report import ResultIdentity, build_results, encode
-from dicom_node.study import JobInput
+from dicom_node.records import ClaimedDelivery, ClaimedJob, Deliveries, Jobs, NewResult
+from dicom_node.report import Predecessor, ResultIdentity, build_results, encode
+
+__all__ = ["Decision", "Dispatch", "Work"]
 
 SEND_BATCH: Final = 64
 """Results in one association."""
-RESULT_ROLES: Final = ("seg.series", "seg.instance", "sr.series", "sr.instance")
-"""What UIDs are allocated for with every job; report.ResultIdentity derives the same."""
-NO_ROUTE: Final = NewDecision(route="", outcome="not_matched", reason="Not processed: no [[route]] is configured.")
-
-
-class Decision:
-    """Complete series and studies become decisions, and those that a route wants become jobs.
-
-    A route with ``start = "series"`` is asked about each series as soon as that is complete by the route's own quiet
-    time; a route with ``start = "study"``, and the end of the study itself, wait for the whole study.
-    """
-
-    def __init__(
-        self,
-        studies: Studies,
-        decisions: Decisions,
-        *,
-        rules: Live[Rules],
-        registry: PluginRegistry,
-        clock: Clock,
-        log: Log,
-        lets_through: Callable[[StudyEvidence], bool] = lambda _: True,
-    ) -> None:
-        """`lets_through`: whether a study may be decided at all; what says no has held it."""
-        self._studies = studies
-        self._lets_through = lets_through
-        self._decisions = decisions
-        self._live = rules
-        self._rules = rules.current
-        """Those of the present step: one study is judged by one set of rules."""
-        self._plugins = {plugin.id: plugin for plugin in registry}
-        self._judged: frozenset[tuple[str, str, str, int]] = frozenset()
-        """(route, study, series, revision) that spoke while a slower route has not yet; lost with the process, which
-        only makes them speak again."""
-        self._since = clock.now()
-        self._clock = clock
-        self._log = log
-
-    def step(self) -> bool:
-        """Ask about every study that has undecided content; return whether something was decided."""
-        if self._rules is not self._live.current:
-            self._rules = self._live.current
-            self._judged = frozenset()  # every route speaks again: another rule may bear the same name
-        decided = [self._ask(one) for one in self._studies.open_studies() if self._lets_through(one)]
-        return any(decided)
-
-    def _ask(self, study: StudyEvidence) -> bool:
-        arrival = _arrival(study, self._since)
-        by_series = [route for route in self._rules.config.route if route.start == "series"]
-        asked = [self._ask_about_series(study, arrival, route, by_series) for route in by_series]
-        whole = [route for route in self._rules.config.route if route.start == "study"]
-        quiet = [route.complete for route in whole or by_series] or [Complete()]
-        if all(self._is_complete(arrival, one, None) for one in quiet):
-            return self._decide_study(study, whole)
-        return any(asked)
-
-    def _is_complete(self, arrival: routing.StudyEvidence, complete: Complete, series_uid: str | None) -> bool:
-        verdict = routing.assess(arrival, self._clock.now(), complete, series_instance_uid=series_uid)
-        return isinstance(verdict, routing.IsComplete)
-
-    def _ask_about_series(
-        self, study: StudyEvidence, arrival: routing.StudyEvidence, route: Route, routes: Sequence[Route]
-    ) -> bool:
-        """Ask one route about the series that are complete by its own measure: no slower route holds it up.
-
-        All complete series are compared; what is written is about those that it has not judged as they stand now. A
-        series is decided when the last of `routes` has judged it.
-        """
-        complete = [one for one in study.series if self._is_complete(arrival, route.complete, one.series_instance_uid)]
-        key = (route.name, study.study_instance_uid)
-        new = [
-            one
-            for one in complete
-            if not one.is_decided and (*key, one.series_instance_uid, one.revision) not in self._judged
-        ]
-        if not new:
-            return False
-        answers = self._apply(study.study_instance_uid, [route], {one.series_instance_uid for one in complete})
-        for series in new:
-            mine = [answer for answer in answers if answer.series_instance_uid == series.series_instance_uid]
-            judged = {
-                (other.name, study.study_instance_uid, series.series_instance_uid, series.revision) for other in routes
-            }
-            mark = (*key, series.series_instance_uid, series.revision)
-            is_last = judged <= self._judged | {mark}
-            if self._write(
-                study.study_instance_uid, series.series_instance_uid, series.revision, mine, is_final=is_last
-            ):
-                self._judged = self._judged - judged if is_last else self._judged | {mark}
-        return True
-
-    def _decide_study(self, study: StudyEvidence, routes: Sequence[Route]) -> bool:
-        answers = self._apply(study.study_instance_uid, routes, None) if routes else ()
-        spoken = [] if self._rules.config.route else [NO_ROUTE]
-        return self._write(study.study_instance_uid, None, study.revision, answers, spoken)
-
-    def _apply(
-        self, study_uid: str, routes: Sequence[Route], complete: set[str] | None
-    ) -> tuple[routing.RouteDecision, ...]:
-        requirements = {name: plugin.manifest.input_series[0] for name, plugin in self._plugins.items()}
-        view = self._studies.view(study_uid)
-        return routing.apply_routes(
-            view, routes, requirements, self._clock.now(), complete, origins(self._rules.config)
-        )
-
-    def _write(
-        self,
-        study_uid: str,
-        series_uid: str | None,
-        revision: int,
-        answers: Sequence[routing.RouteDecision],
-        spoken: Sequence[NewDecision] = (),
-        *,
-        is_final: bool = True,
-    ) -> bool:
-        """Write decisions and jobs in one transaction; nothing when more has come since, then it is asked again."""
-        decided = self._decisions.decide(
-            study_uid,
-            series_uid,
-            revision,
-            [
-                *spoken,
-                *(self._spoken(answer) for answer in answers),
-            ],
-            config_digest=self._rules.digest,
-            is_final=is_final,
-        )
-        for job_id, is_new in decided.jobs:
-            self._log.info("job.queued" if is_new else "job.exists", job_id=job_id, study_instance_uid=study_uid)
-        return decided.is_current
-
-    def _spoken(self, answer: routing.RouteDecision) -> NewDecision:
-        """Return the decision as the records keep it, with the work that it asks for."""
-        jobs: list[NewJob] = []
-        if answer.outcome is routing.Outcome.MATCHED:
-            jobs = [self._job(answer)] if answer.plugin is not None else self._forwards(answer)
-        return NewDecision(
-            route=answer.route,
-            outcome=answer.outcome.value,
-            reason=routing.reason(answer),
-            job=jobs[0] if jobs else None,
-            more_jobs=tuple(jobs[1:]),
-        )
-
-    def _forwards(self, answer: routing.RouteDecision) -> list[NewJob]:
-        """Return the jobs of a route without plugin: one for all destinations that get the same instances."""
-        route = next(route for route in self._rules.config.route if route.name == answer.route)
-        stored = self._studies.received_files(answer.study_instance_uid)
-        by_content: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for forward in answer.forwards:
-            if forward.instances:
-                by_content.setdefault(forward.instances, []).append(forward.destination)
-        jobs = []
-        for instances, names in by_content.items():
-            wanted = set(instances)
-            files = tuple(one for one in stored if (one.sop_instance_uid, one.digest) in wanted)
-            jobs.append(
-                NewJob(
-                    route=route.name,
-                    plugin=FORWARD,
-                    plugin_version="",
-                    input=JobInput(study_instance_uid=answer.study_instance_uid, roles={FORWARDED_KIND: files}),
-                    input_digest=input_digest(instances),
-                    series_instance_uid=answer.series_instance_uid,
-                    destinations=dict.fromkeys(names, (FORWARDED_KIND,)),
-                    priority=route.priority,
-                )
-            )
-        return jobs
-
-    def _job(self, answer: routing.RouteDecision) -> NewJob:
-        assert answer.plugin is not None
-        plugin = self._plugins[answer.plugin]
-        route = next(route for route in self._rules.config.route if route.name == answer.route)
-        assert answer.series_instance_uid is not None
-        stored = self._studies.series_images(answer.study_instance_uid, answer.series_instance_uid)
-        wanted = set(answer.images)
-        images = tuple(image for image in stored if (image.sop_instance_uid, image.digest) in wanted)
-        role = plugin.manifest.input_series[0].role
-        kinds = {one.name: tuple(one.profile.results) for one in self._rules.config.destination}
-        return NewJob(
-            route=route.name,
-            plugin=plugin.id,
-            plugin_version=plugin.manifest.plugin.version,
-            input=JobInput(study_instance_uid=answer.study_instance_uid, roles={role: images}),
-            input_digest=input_digest(answer.images),
-            series_instance_uid=answer.series_instance_uid,
-            parameters={"model_sha256": plugin.model_sha256, "spec_sha256": plugin.manifest.spec_sha256()},
-            destinations={name: kinds[name] for name in route.destinations},
-            priority=route.priority,
-            target_s=route.target_s,
-            engine=plugin.manifest.runtime.engines[0],
-            result_roles=RESULT_ROLES,
-            max_attempts=self._rules.config.worker.max_attempts,
-        )
-
-
-def origins(config: Config) -> dict[str, str]:
-    """Return the AE title of the peer behind each destination: what it sent us is never forwarded to it."""
-    titles = {peer.name: peer.ae_title for peer in config.peer}
-    return {one.name: titles[one.peer] for one in config.destination}
-
-
-def input_digest(images: Iterable[tuple[str, str]]) -> str:
-    """Return the SHA-256 of the (SOP Instance UID, digest) pairs of the selected images, in any order."""
-    return hashlib.sha256(json.dumps(sorted(images)).encode()).hexdigest()
-
-
-def _arrival(study: StudyEvidence, since: datetime) -> routing.StudyEvidence:
-    """Return the rows of a study as completeness reads them.
-
-    Quiet times begin no earlier than `since`: after a restart nobody knows what was under way, so all count afresh.
-    The association of a dead receiver is open until the next receiver has indexed what it filed (`indexing`),
-    or until it has been idle too long: before, files without rows may belong to the study.
-    """
-    return routing.StudyEvidence(
-        study_instance_uid=study.study_instance_uid,
-        series=tuple(
-            routing.SeriesEvidence(
-                series_instance_uid=series.series_instance_uid,
-                last_received_at=max(series.last_received_at, since),
-                n_instances=series.n_images,
-            )
-            for series in study.series
-        ),
-        associations=tuple(
-            routing.AssociationEvidence(
-                id=association.id,
-                calling_ae=association.calling_ae,
-                is_open=True,
-                study_instance_uid=association.present_study_uid,
-                series_instance_uid=association.present_series_uid,
-                last_activity_at=association.last_activity_at,
-            )
-            for association in study.associations
-        ),
-    )
 
 
 class Work:
@@ -363,6 +111,14 @@ class Work:
             input_digest=job.input_digest,
             node_version=__version__,
             device_serial_number=self._installation.serial_number,
+            predecessors=tuple(
+                Predecessor(
+                    series_instance_uid=one.series_instance_uid,
+                    sop_class_uid=one.sop_class_uid,
+                    sop_instance_uid=one.sop_instance_uid,
+                )
+                for one in self._jobs.reports_replaced_by(job.id)
+            ),
         )
         filed = [
             self._file(

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
 
 from dicom_node.ids import ProcessIdentity, process_identity
 from dicom_node.logs import Log
-from dicom_node.records import Deliveries, Jobs
+from dicom_node.records import Contents, Deliveries, Jobs
+
+COMPARED: Final = 16
+"""Versions that are decoded before the others are asked whether they are still wanted."""
 
 
 class Watch:
@@ -24,6 +30,24 @@ class Watch:
         self._deliveries.reap(owner_is_alive)
         self._jobs.wake()
         return False
+
+
+class Compare:
+    """Finds out which new versions of images hold what an earlier one held: recompressed, or with other names."""
+
+    def __init__(self, contents: Contents, *, content_of: Callable[[Path, str], str], log: Log) -> None:
+        """`content_of`: (path, digest) -> digest of pixels and geometry."""
+        self._contents = contents
+        self._content_of = content_of
+        self._log = log
+
+    def step(self) -> bool:
+        """Look at some versions; return whether there were any."""
+        found = [(one, self._content_of(one.path, one.digest)) for one in self._contents.uncompared(limit=COMPARED)]
+        if found:
+            self._contents.write(found)
+            self._log.info("versions.compared", count=len(found))
+        return bool(found)
 
 
 def owner_name() -> str:

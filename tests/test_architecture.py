@@ -92,6 +92,8 @@ IMPURE_METHODS = frozenset(
 )
 RECORDS_CALLERS = (
     "dicom_node.indexing.*",
+    "dicom_node.decision",
+    "dicom_node.gathering",
     "dicom_node.pipeline",
     "dicom_node.guard",
     "dicom_node.retention",

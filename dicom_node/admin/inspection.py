@@ -15,12 +15,12 @@ import numpy as np
 
 from dicom_node import __version__
 from dicom_node.admin.pictures import Drawn, draw_outlines
+from dicom_node.decision import input_digest
 from dicom_node.errors import NotApplicableError, NotFoundError, RefusedInputError, UndecodableError
 from dicom_node.findings import Findings, Measurements
 from dicom_node.ids import Installation, new_uid
 from dicom_node.imaging import Volume, crop_mask, measure
 from dicom_node.infer import Plugin, Request, Slots
-from dicom_node.pipeline import input_digest
 from dicom_node.reading import (
     SeriesFiles,
     describe,

@@ -175,6 +175,16 @@ class Admin:
             for uid in study_uids
         ]
 
+    def complete(self, study_uid: str) -> None:
+        """Say that a study and its series are complete as they stand; the rules are asked at once.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        """
+        self._node.studies.force_complete(study_uid)
+
     def reprocess(self, study_uid: str) -> list[int]:
         """Queue the study's jobs once more under new UIDs; return the numbers of the new jobs.
 
@@ -229,7 +239,7 @@ class Admin:
     def explain(self, study: str) -> list[dict[str, Any]]:
         """Return what each route decides about a file, a folder or a stored study, with every condition."""
         from dicom_node import routing
-        from dicom_node.pipeline import origins
+        from dicom_node.decision import origins
 
         now = self._node.clock.now()
         titles = origins(self._node.config)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from dicom_node import routing
 from dicom_node.admin.node import Parts
-from dicom_node.pipeline import origins
+from dicom_node.decision import origins
 from dicom_node.records import FORWARD, DecisionRow, JobRow, StudyRow
 
 EFFECTS: Final = ("starts", "stops", "other_series", "other_plugin", "other_reason", "unchanged")

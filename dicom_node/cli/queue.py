@@ -22,7 +22,7 @@ JOB_COLUMNS = ("id", "plugin", "study_instance_uid", "state", "priority", "due_a
 DELIVERY_COLUMNS = ("id", "job_id", "kind", "destination", "state", "attempts", "status", "reason")
 REPLAY_COLUMNS = ("study_instance_uid", "route", "old_outcome", "new_outcome", "effect", "new_reason")
 REPLAY_TOTALS = ("route", "starts", "stops", "other_series", "other_plugin", "other_reason", "unchanged")
-DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "job_id")
+DECISION_COLUMNS = ("route", "series_instance_uid", "outcome", "reason", "complete_because", "job_id")
 
 StudyUid = Annotated[str, typer.Argument(metavar="STUDY_UID", help="Study Instance UID.")]
 JobId = Annotated[int, typer.Argument(metavar="JOB", help="Number of the job.")]
@@ -83,6 +83,13 @@ def show_study(study_uid: StudyUid, config: ConfigOption = None, as_json: JsonOp
             say(f"the results of job {job['id']} are not to be relied on: {job['flag']}")
     show(entry["decisions"], DECISION_COLUMNS, as_json=False, title="decisions")
     show(entry["jobs"], JOB_COLUMNS, as_json=False, title="jobs")
+
+
+@studies.command("complete")
+def complete_study(study_uid: StudyUid, config: ConfigOption = None) -> None:
+    """Wait for nothing more: the study and its series count as complete as they stand now."""
+    open_node(config).admin.complete(study_uid)
+    say(f"study {study_uid} counts as complete; what comes later opens it again")
 
 
 @studies.command("reprocess")

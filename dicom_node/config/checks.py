@@ -25,7 +25,6 @@ LATER: Final[Mapping[tuple[str, ...], tuple[object, ...] | None]] = {
     ("destination", "profile", "seg"): ("labelmap",),
     ("destination", "profile", "sr"): ("comprehensive",),
     ("route", "report_not_processed"): (True,),
-    ("route", "complete", "expected_from"): _WHOLE_KEY,
 }
 """Keys of the published interface that this version does not implement: all of a key, or some of its values (a text
 stands for what begins with it and a "+" or ":", too). They are refused by name; nothing is silently ignored."""
@@ -71,6 +70,17 @@ def cross_references(raw: Raw) -> Iterator[Problem]:
             if isinstance(name, str) and name not in known:
                 message = f'no [[destination]] is called "{name}"{did_you_mean(name, known)}'
                 yield (*loc, "destinations", index), message
+        yield from _expected_from(loc, route, peers)
+
+
+def _expected_from(loc: Loc, route: Raw, peers: Mapping[str, Raw]) -> Iterator[Problem]:
+    complete = route.get("complete")
+    peer = complete.get("expected_from") if isinstance(complete, Mapping) else None
+    if isinstance(peer, str) and peer not in peers:
+        message = f'no [[peer]] is called "{peer}"{did_you_mean(peer, list(peers))}'
+        yield (*loc, "complete", "expected_from"), message
+    elif isinstance(peer, str) and "address" not in peers[peer]:
+        yield (*loc, "complete", "expected_from"), f'[[peer]] "{peer}" needs an `address`, because it is asked'
 
 
 def tls_references(raw: Raw) -> Iterator[Problem]:

@@ -314,6 +314,8 @@ class Peer(Table):
     """We call it by TLS, and it is let in on the port of [receive.tls] only."""
     max_studies_per_hour: Annotated[int, Field(ge=1)] | None = None
     """Further studies of it are held until an administrator releases them; None: no limit."""
+    pause_s: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    """How long it may pause within a series or study; None: learned from what it sent before."""
 
 
 class Profile(Table):
@@ -342,6 +344,12 @@ class Complete(Table):
     """Seconds without a new image."""
     max_wait_s: Seconds | None = None
     """After the last image at the latest, even if an association still holds the study open; None: no cap."""
+    expected_from: str | None = None
+    """Name of a [[peer]] that is asked how many images it holds (C-FIND); None: nobody."""
+    debounce_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30.0
+    """How long what comes late is collected, once a series was complete."""
+    max_reruns: Annotated[int, Field(ge=0)] = 3
+    """New jobs for one series because of late images; then it is flagged, not run."""
 
 
 class Route(Table):

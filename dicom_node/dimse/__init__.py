@@ -6,7 +6,7 @@ pynetdicom keeps a setting in a module; this is the one place that sets it, once
 from pynetdicom import _config
 
 from dicom_node.dimse.contexts import TRANSFER_SYNTAXES, acceptable_contexts, is_storage_class
-from dicom_node.dimse.find import Level, find
+from dicom_node.dimse.find import Level, count_instances, find
 from dicom_node.dimse.requestor import RejectedAssociationError
 from dicom_node.dimse.scu import EchoResult, SendResult, echo, send_files
 from dicom_node.dimse.status import Verdict, classify, meaning
@@ -23,6 +23,7 @@ __all__ = [
     "Verdict",
     "acceptable_contexts",
     "classify",
+    "count_instances",
     "echo",
     "find",
     "is_storage_class",

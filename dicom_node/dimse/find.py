@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Mapping
+from functools import partial
 from io import BytesIO
 from typing import Final, Literal, TypeAlias
 
@@ -25,7 +26,7 @@ from dicom_node.dimse.proposal import Proposed
 from dicom_node.dimse.requestor import Call, associated
 from dicom_node.dimse.status import PENDING, SUCCESS, meaning
 from dicom_node.errors import QueryError, UsageError
-from dicom_node.reading.header import VALUE_ERRORS, quiet
+from dicom_node.reading.header import VALUE_ERRORS, integer, quiet, text
 
 Level: TypeAlias = Literal["STUDY", "SERIES", "IMAGE"]
 
@@ -34,6 +35,9 @@ MOST_ANSWERS: Final = 50_000
 """More instances than any study has; a peer that goes on is cut off."""
 _LARGEST_IDENTIFIER: Final = 1 << 18
 """Bytes; identifiers have some hundred."""
+_COUNT: Final = "NumberOfSeriesRelatedInstances"
+_NO_IMAGES: Final = frozenset({"SR", "SEG", "KO", "PR", "DOC", "REG", "RTSTRUCT", "RTPLAN", "RTDOSE", "FID", "AU"})
+"""Modalities of what others make of images, our own results among them (PS3.3 C.7.3.1.1.1)."""
 _UTF_8: Final = "ISO_IR 192"
 
 
@@ -94,6 +98,32 @@ def find(
     finally:
         assoc.release()
     raise QueryError(f"{peer.name} stopped answering before its last answer")
+
+
+def count_instances(
+    peer: Peer, study_uid: str, *, calling_ae: str, timeout_s: float, tls: ssl.SSLContext | None = None
+) -> dict[str, int]:
+    """Return how many instances the peer holds of each series of a study; reports and what is drawn are left out.
+
+    Number of Series Related Instances is optional (PS3.4 Table C.6-3): who does not tell it is asked for the instances.
+
+    Raises
+    ------
+    UsageError, UnreachableError, QueryError
+        As `find` does.
+    """
+    ask = partial(find, peer, calling_ae=calling_ae, timeout_s=timeout_s, tls=tls)
+    keys = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": "", "Modality": "", _COUNT: ""}
+    counts = {}
+    for one in ask("SERIES", keys):
+        series_uid, said = text(one, "SeriesInstanceUID"), integer(one, _COUNT)
+        if not series_uid or text(one, "Modality") in _NO_IMAGES:
+            continue
+        if said is None:
+            below = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid, "SOPInstanceUID": ""}
+            said = len(ask("IMAGE", below))
+        counts[series_uid] = said
+    return counts
 
 
 def _identifier(level: Level, keys: Mapping[str, str | int | None]) -> Dataset:

@@ -4,6 +4,7 @@ Way in: `describe` one instance, `group_series` of a folder, `load_volume` of a 
 not make one volume is refused with a reason (`UndecodableError`, `GeometryError`).
 """
 
+from dicom_node.reading.content import content_or_itself
 from dicom_node.reading.description import describe, describe_bytes
 from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
 from dicom_node.reading.seg_reader import read_masks
@@ -19,6 +20,7 @@ from dicom_node.reading.series import (
 __all__ = [
     "SeriesFiles",
     "UnreadableFile",
+    "content_or_itself",
     "describe",
     "describe_bytes",
     "find_files",

@@ -4,6 +4,7 @@ One file per aggregate: `studies`, `jobs`, `deliveries`, `decisions`, `pauses`. 
 never sees a connection, except to join `enqueue` to a transaction of its own.
 """
 
+from dicom_node.records.contents import Contents, StoredVersion
 from dicom_node.records.database import Database, DatabaseCheck, open_database
 from dicom_node.records.decisions import Decided, DecisionRow, Decisions, NewDecision
 from dicom_node.records.deliveries import Deliveries
@@ -25,8 +26,10 @@ from dicom_node.records.pauses import PauseKind, PauseRow, Pauses
 from dicom_node.records.purging import PurgedFile, Purges
 from dicom_node.records.studies import Studies
 from dicom_node.records.study_values import (
+    Arrived,
     LiveAssociation,
     SeriesEvidence,
+    SeriesLayout,
     StudyEvidence,
     StudyRow,
     planes_of,
@@ -38,8 +41,10 @@ from dicom_node.records.withdrawing import Withdrawn
 __all__ = [
     "FORWARD",
     "FORWARDED_KIND",
+    "Arrived",
     "ClaimedDelivery",
     "ClaimedJob",
+    "Contents",
     "Database",
     "DatabaseCheck",
     "Decided",
@@ -63,6 +68,8 @@ __all__ = [
     "PurgedFile",
     "Purges",
     "SeriesEvidence",
+    "SeriesLayout",
+    "StoredVersion",
     "Studies",
     "StudyEvidence",
     "StudyRow",

@@ -14,9 +14,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, insert, select, update
 
 from dicom_node.records.database import Database
-from dicom_node.records.job_values import NewJob
+from dicom_node.records.job_values import NewJob, input_from_json
 from dicom_node.records.jobs import Jobs
-from dicom_node.records.schema import decision
+from dicom_node.records.schema import decision, instance, job
 from dicom_node.records.studies import mark_decided, revision_of, state_of
 
 
@@ -32,6 +32,10 @@ class NewDecision:
     """The work that it asks for."""
     more_jobs: tuple[NewJob, ...] = ()
     """Further work: what is forwarded to one destination may differ from what another gets."""
+    evidence: str | None = None
+    """Routing's word for what decided that nothing more was to come."""
+    complete_because: str | None = None
+    """The same in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +49,22 @@ class DecisionRow:
     outcome: str
     reason: str
     revision: int
+    evidence: str | None
+    """What decided that nothing more was to come; None in rows of before it was kept."""
+    complete_because: str | None
     config_digest: str
     job_id: int | None
     decided_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierWork:
+    """What a rule had read of a series before."""
+
+    input_digests: frozenset[str] = frozenset()
+    """Of every job."""
+    n_purged: int = 0
+    """Images of its latest job that are no longer here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +131,28 @@ class Decisions:
         with self._database.read() as connection:
             return tuple(map(_row, connection.execute(query)))
 
+    def earlier_work(self, study_uid: str, series_uid: str, route: str) -> EarlierWork:
+        """Return what a rule had read of a series before, `reprocess` left out."""
+        mine = (job.c.study_instance_uid == study_uid) & (job.c.series_instance_uid == series_uid)
+        jobs = select(job.c.input, job.c.input_digest).where(mine, job.c.route == route, job.c.generation == 0)
+        with self._database.read() as connection:
+            rows = connection.execute(jobs.order_by(job.c.id)).all()
+            if not rows:
+                return EarlierWork()
+            versions = connection.execute(
+                select(
+                    instance.c.sop_instance_uid, instance.c.digest, instance.c.purged_at, instance.c.is_current
+                ).where(instance.c.study_instance_uid == study_uid)
+            ).all()
+        pinned = input_from_json(rows[-1].input)
+        read = {(image.sop_instance_uid, image.digest) for images in pinned.roles.values() for image in images}
+        here = {one.sop_instance_uid for one in versions if one.is_current and one.purged_at is None}
+        purged = {(one.sop_instance_uid, one.digest) for one in versions if one.purged_at is not None}
+        return EarlierWork(
+            input_digests=frozenset(row.input_digest for row in rows),
+            n_purged=sum(one in purged and one[0] not in here for one in read),
+        )
+
     def _record(
         self,
         connection: Connection,
@@ -134,8 +173,9 @@ class Decisions:
         row = connection.execute(select(decision).where(here).with_for_update()).first()
         if row is None:
             named = {"study_instance_uid": study_uid, "series_instance_uid": series_uid, "route": route}
+            because = {"evidence": new.evidence, "complete_because": new.complete_because}
             connection.execute(
-                insert(decision).values(**named, revision=revision, **said, decided_at=self._clock.now())
+                insert(decision).values(**named, revision=revision, **said, **because, decided_at=self._clock.now())
             )
         elif any(getattr(row, name) != value for name, value in said.items()):
             connection.execute(update(decision).where(here).values(**said, decided_at=self._clock.now()))
@@ -149,6 +189,8 @@ def _row(row: Row[Any]) -> DecisionRow:
         outcome=row.outcome,
         reason=row.reason,
         revision=row.revision,
+        evidence=row.evidence,
+        complete_because=row.complete_because,
         config_digest=row.config_digest,
         job_id=row.job_id,
         decided_at=row.decided_at,

@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from sqlalchemy import Column, Connection, Row, delete, insert, select, update
 
 from dicom_node.records.holding import hold_if_two_patients
-from dicom_node.records.schema import association_study, instance, series, study
-from dicom_node.records.study_values import planes_of
+from dicom_node.records.schema import association, association_study, instance, series, study
+from dicom_node.records.study_values import MOST_PAUSE_S, planes_of
 from dicom_node.records.versions import OnConflict, Version, why_kept_back
 from dicom_node.records.withdrawing import forget_expired, rejections
 from dicom_node.study import FiledInstance, InstanceDescription
@@ -29,6 +29,7 @@ KeptBack: TypeAlias = tuple[FiledInstance, str]
 _SERIES_BEFORE: Final[tuple[Column[Any], ...]] = (
     *(series.c.series_instance_uid, series.c.header_sop_instance_uid, series.c.last_received),
     *(series.c.n_instances, series.c.n_images),
+    *(series.c.last_association, series.c.n_runs, series.c.longest_pause_s),
 )
 """All that a batch asks of a series; its header would have to be parsed each time."""
 
@@ -71,9 +72,13 @@ class StudyIndexed:
 
 
 def index_study(
-    connection: Connection, study_uid: str, items: Sequence[Indexed], on_conflict: OnConflict
+    connection: Connection,
+    study_uid: str,
+    items: Sequence[Indexed],
+    on_conflict: OnConflict,
+    turns: frozenset[tuple[str, str]],
 ) -> StudyIndexed:
-    """Write the rows of one study's instances."""
+    """Write the rows of one study's instances; `turns` are those with which an association turned to their series."""
     forget_expired(connection, study_uid, {filed.sop_instance_uid for filed, _ in items})
     new = _without_row(connection, study_uid, items)
     find = select(study).where(study.c.study_instance_uid == study_uid).with_for_update()
@@ -89,7 +94,8 @@ def index_study(
     written = _write_versions(connection, study_uid, new, before, on_conflict)
     revision = int(row.revision) + bool(written.changed)
     for series_uid in sorted(written.gained):
-        _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision)
+        arrival = _arrival(written, series_uid, before.get(series_uid), turns)
+        _refresh_series(connection, study_uid, series_uid, written, before.get(series_uid), revision, arrival)
     if written.accepted:
         _refresh_study(connection, row, written, revision)
     came = {(described.patient_id, described.issuer_of_patient_id) for _, described in written.accepted}
@@ -318,6 +324,7 @@ def _refresh_series(
     written: _Written,
     before: Row[Any] | None,
     revision: int,
+    arrival: Mapping[str, Any],
 ) -> None:
     """Bring counts, header, times and revision of one series up to date."""
     earlier = _Gain() if before is None else _Gain(before.n_instances, before.n_images)
@@ -333,6 +340,7 @@ def _refresh_series(
         source = _header_source(accepted, before)
         if source is not None:
             values |= _header_values(*source)
+        values |= arrival
     if series_uid in written.changed:
         values["revision"] = revision
     connection.execute(
@@ -340,6 +348,52 @@ def _refresh_series(
         .where(series.c.study_instance_uid == study_uid, series.c.series_instance_uid == series_uid)
         .values(**values)
     )
+
+
+def turns_in(connection: Connection, batch: Sequence[Indexed]) -> frozenset[tuple[str, str]]:
+    """Return (SOP Instance UID, digest) of the instances with which an association turned to their series.
+
+    Writes which series each association brought last.
+    """
+    ids = {filed.association for filed, _ in batch if filed.association is not None}
+    present = {
+        row.id: row.last_series
+        for row in connection.execute(
+            select(association.c.id, association.c.last_series).where(association.c.id.in_(ids))
+        )
+    }
+    turns = set()
+    brought: dict[str, str] = {}
+    for filed, description in sorted(batch, key=lambda item: item[0].received_at):
+        here = f"{description.study_instance_uid} {description.series_instance_uid}"
+        if brought.get(filed.association or "", present.get(filed.association)) != here:
+            turns.add((filed.sop_instance_uid, filed.digest))
+        brought[filed.association or ""] = here
+    for id_ in present:
+        if brought[id_] != present[id_]:
+            connection.execute(update(association).where(association.c.id == id_).values(last_series=brought[id_]))
+    return frozenset(turns)
+
+
+def _arrival(
+    written: _Written, series_uid: str, before: Row[Any] | None, turns: frozenset[tuple[str, str]]
+) -> dict[str, Any]:
+    """Return how the series has come so far: in how many turns of associations, with which longest pause."""
+    accepted = [filed for filed, description in written.accepted if description.series_instance_uid == series_uid]
+    is_first = before is None or before.n_instances == 0
+    last_association = None if is_first else before.last_association  # type: ignore[union-attr]
+    last_received = None if is_first else before.last_received  # type: ignore[union-attr]
+    n_runs = 0 if before is None else int(before.n_runs)
+    longest = 0.0 if before is None else float(before.longest_pause_s)
+    for filed in accepted:
+        is_other = filed.association != last_association
+        if is_other or n_runs == 0 or (filed.sop_instance_uid, filed.digest) in turns:
+            n_runs, last_association = n_runs + 1, filed.association
+        if last_received is not None:
+            pause_s = (filed.received_at - last_received).total_seconds()
+            longest = max(longest, pause_s) if pause_s <= MOST_PAUSE_S else longest
+        last_received = filed.received_at if last_received is None else max(last_received, filed.received_at)
+    return {"last_association": last_association, "n_runs": n_runs, "longest_pause_s": longest}
 
 
 def _header_source(accepted: Sequence[Indexed], before: Row[Any] | None) -> Indexed | None:

@@ -102,6 +102,20 @@ def job_detail(connection: Connection, row: Row[Any]) -> JobDetail:
     )
 
 
+def reports_replaced_by(connection: Connection, job_id: int) -> tuple[ResultRow, ...]:
+    """Return the reports of the jobs that a job supersedes; of one that filed none, those that it superseded."""
+    reports: list[ResultRow] = []
+    newer = [job_id]
+    while newer:
+        former = connection.execute(select(job.c.id).where(job.c.superseded_by.in_(newer)).order_by(job.c.id))
+        newer = []
+        for id_ in former.scalars().all():
+            filed = connection.execute(select(result).where(result.c.job_id == id_, result.c.kind == "sr")).all()
+            reports += map(_result_row, filed)
+            newer += [] if filed else [id_]
+    return tuple(reports)
+
+
 def delivery_listing() -> Select[Any]:
     """Return the query behind `deliveries list`, oldest first."""
     return (

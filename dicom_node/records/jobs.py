@@ -19,7 +19,7 @@ from dicom_node.ids import new_uid
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState
 from dicom_node.records.claiming import claim_next
 from dicom_node.records.database import Database
-from dicom_node.records.job_reading import claimed_job, job_detail, job_row
+from dicom_node.records.job_reading import claimed_job, job_detail, job_row, reports_replaced_by
 from dicom_node.records.job_values import (
     FORWARD,
     PRIORITY_RANK,
@@ -30,6 +30,7 @@ from dicom_node.records.job_values import (
     NewJob,
     NewResult,
     Priority,
+    ResultRow,
     destinations_from_json,
     result_values,
 )
@@ -329,6 +330,11 @@ class Jobs:
         """
         with self._database.read() as connection:
             return job_detail(connection, find_job(connection, job_id))
+
+    def reports_replaced_by(self, job_id: int) -> tuple[ResultRow, ...]:
+        """Return the reports of the jobs that this one supersedes; of one that filed none, those that it superseded."""
+        with self._database.read() as connection:
+            return reports_replaced_by(connection, job_id)
 
     def counts(self) -> dict[JobState, int]:
         """Return how many jobs stand in each state."""

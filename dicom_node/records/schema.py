@@ -78,6 +78,7 @@ study = Table(
     Column("identities", JSON),  # [Patient ID, issuer] of each that an administrator said to be one patient
     Column("purged_at", UtcDateTime),  # of the last purge; what came again since counts anew
     Column("unlinked_at", UtcDateTime),  # when the last of its files was gone
+    Column("forced_revision", Integer, nullable=False, server_default="0"),  # complete as it stood: an administrator
     Index(None, "state"),
     Index(None, "state", "last_received"),
     Index(None, "first_received"),  # how many came within an hour
@@ -98,7 +99,11 @@ series = Table(
     Column("last_received", UtcDateTime, nullable=False),
     Column("revision", Integer, nullable=False),  # the study's revision at this series' last change
     Column("decided_revision", Integer, nullable=False),
+    Column("last_association", Text),  # the one that brought its latest instance
+    Column("n_runs", Integer, nullable=False, server_default="0"),  # times that an association turned to it
+    Column("longest_pause_s", Float, nullable=False, server_default="0"),  # between two instances, late ones left out
     PrimaryKeyConstraint("study_instance_uid", "series_instance_uid"),
+    Index(None, "calling_ae", "last_received"),
 )
 
 instance = Table(
@@ -125,6 +130,7 @@ instance = Table(
     Column("issuer_of_patient_id", Text, nullable=False, server_default=""),
     Column("withdrawn", Text),  # why it does not count any more: a rejection note, or another patient's
     Column("purged_at", UtcDateTime),  # when its file was given up; the row stays
+    Column("content_digest", Text),  # of decoded pixels and geometry, once another version came; NULL: not needed
     PrimaryKeyConstraint("study_instance_uid", "sop_instance_uid", "digest"),
     ForeignKeyConstraint(
         ["study_instance_uid", "series_instance_uid"], ["series.study_instance_uid", "series.series_instance_uid"]
@@ -145,6 +151,7 @@ association = Table(
     Column("last_activity_at", UtcDateTime, nullable=False),
     Column("released_at", UtcDateTime),  # written after all its instance rows
     Column("how", Text),  # released, aborted, orphaned
+    Column("last_series", Text),  # study and series of the newest instance that it brought, repeats included
     Column("owner_boot_id", Text, nullable=False),
     Column("owner_pid", Integer, nullable=False),
     Column("owner_start_ticks", Integer, nullable=False),
@@ -302,6 +309,8 @@ decision = Table(
     Column("revision", Integer, nullable=False),
     Column("outcome", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("evidence", Text),  # routing.Evidence: what decided that nothing more was to come
+    Column("complete_because", Text),  # the same in words
     Column("config_digest", Text, nullable=False),
     Column("job_id", Integer, ForeignKey("job.id")),
     Column("decided_at", UtcDateTime, nullable=False),

@@ -28,13 +28,17 @@ from sqlalchemy import (
 
 from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
+from dicom_node.records.contents import Contents
 from dicom_node.records.database import Database
 from dicom_node.records.holding import Identity, hold_study, identities_of, release_study
-from dicom_node.records.indexing import Indexed, index_study
+from dicom_node.records.indexing import Indexed, index_study, turns_in
 from dicom_node.records.schema import association, association_study, decision, instance, job, series, study
 from dicom_node.records.study_values import (
+    ArrivalEnd,
+    Arrived,
     LiveAssociation,
     SeriesEvidence,
+    SeriesLayout,
     StudyEvidence,
     StudyRow,
     slice_spacing_mm,
@@ -52,6 +56,7 @@ class Studies:
         self._database = database
         self._on_conflict = on_conflict
         self._clock = database.clock
+        self.contents = Contents(database)
 
     # Associations
 
@@ -121,7 +126,10 @@ class Studies:
         for filed, description in batch:
             by_study.setdefault(description.study_instance_uid, []).append((filed, description))
         with self._database.begin() as connection:
-            done = {uid: index_study(connection, uid, items, self._on_conflict) for uid, items in by_study.items()}
+            turns = turns_in(connection, batch)
+            done = {
+                uid: index_study(connection, uid, items, self._on_conflict, turns) for uid, items in by_study.items()
+            }
             withdrawn = self._obey_notes(connection, batch)
         for instance_, reason in (kept for one in done.values() for kept in one.kept_back):
             if on_kept_back is not None:
@@ -209,6 +217,59 @@ class Studies:
                 select(study).where(study.c.state == "receiving").order_by(study.c.first_received)
             ).all()
             return tuple(_evidence(connection, row) for row in studies)
+
+    def layout(self, study_uid: str, series_uid: str) -> SeriesLayout:
+        """Return where the current images of a series lie, and what its header says.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such series.
+        """
+        images = _current_images(study_uid).where(instance.c.series_instance_uid == series_uid)
+        with self._database.read() as connection:
+            header = connection.execute(
+                select(series.c.header).where(
+                    series.c.study_instance_uid == study_uid, series.c.series_instance_uid == series_uid
+                )
+            ).scalar()
+            planes = [row.planes for row in connection.execute(images.with_only_columns(instance.c.planes))]
+        if header is None:
+            raise NotFoundError(f"there is no study {study_uid} with series {series_uid}")
+        return SeriesLayout(n_images=len(planes), planes=tuple(one for some in planes for one in some), header=header)
+
+    def arrivals(self, calling_ae: str, limit: int) -> tuple[Arrived, ...]:
+        """Return how the latest series of a sender came, latest first: whole ones of studies that are decided."""
+        query = (
+            select(series.c.n_runs, series.c.longest_pause_s, series.c.last_association, association.c.how)
+            .join(study, study.c.study_instance_uid == series.c.study_instance_uid)
+            .join(association, association.c.id == series.c.last_association, isouter=True)
+            .where(series.c.calling_ae == calling_ae, series.c.n_images > 1, study.c.state != "receiving")
+            .order_by(series.c.last_received.desc())
+            .limit(limit)
+        )
+        with self._database.read() as connection:
+            return tuple(
+                Arrived(
+                    n_runs=row.n_runs,
+                    longest_pause_s=row.longest_pause_s,
+                    end=_end_of(row.last_association, row.how, is_open=False),
+                )
+                for row in connection.execute(query)
+            )
+
+    def force_complete(self, study_uid: str) -> None:
+        """Write that a study and its series are complete as they stand; what comes later opens them again.
+
+        Raises
+        ------
+        NotFoundError
+            When there is no such study.
+        """
+        here = study.c.study_instance_uid == study_uid
+        with self._database.begin() as connection:
+            if not connection.execute(update(study).where(here).values(forced_revision=study.c.revision)).rowcount:
+                raise NotFoundError(f"there is no study {study_uid}")
 
     def mark_decided(self, study_uid: str, series_uid: str | None, revision: int) -> bool:
         """Write that routing has judged a series, or (None) the study, as it stood at `revision`.
@@ -426,7 +487,8 @@ def _series_view(row: Row[Any], received: Sequence[Row[Any]]) -> SeriesView:
 def _evidence(connection: Connection, row: Row[Any]) -> StudyEvidence:
     uid = row.study_instance_uid
     rows = connection.execute(
-        select(series)
+        select(*_ARRIVAL, association.c.how, association.c.id)
+        .join(association, association.c.id == series.c.last_association, isouter=True)
         .where(series.c.study_instance_uid == uid, series.c.n_instances > 0)
         .order_by(series.c.series_instance_uid)
     )
@@ -435,6 +497,8 @@ def _evidence(connection: Connection, row: Row[Any]) -> StudyEvidence:
         first_received_at=row.first_received,
         last_received_at=row.last_received,
         revision=row.revision,
+        was_decided=row.decided_revision > 0,
+        last_released_at=_last_released(connection, uid),
         series=tuple(
             SeriesEvidence(
                 series_instance_uid=one.series_instance_uid,
@@ -442,11 +506,46 @@ def _evidence(connection: Connection, row: Row[Any]) -> StudyEvidence:
                 last_received_at=one.last_received,
                 revision=one.revision,
                 is_decided=one.decided_revision >= one.revision,
+                was_decided=one.decided_revision > 0,
+                is_forced=row.forced_revision >= one.revision > 0,
+                calling_ae=one.calling_ae,
+                n_runs=one.n_runs,
+                longest_pause_s=one.longest_pause_s,
+                end=_end_of(one.last_association, one.how, is_open=one.id is not None),
             )
             for one in rows
         ),
         associations=_live_associations(connection, uid),
     )
+
+
+_ARRIVAL = (
+    *(series.c.series_instance_uid, series.c.n_images, series.c.last_received, series.c.revision),
+    *(series.c.decided_revision, series.c.calling_ae, series.c.n_runs, series.c.longest_pause_s),
+    series.c.last_association,
+)
+"""What completeness asks of a series; its header would have to be parsed each time."""
+
+
+def _end_of(association_id: str | None, how: str | None, *, is_open: bool) -> ArrivalEnd:
+    """Return how an association ended; instances without one were found after their receiver had died."""
+    if association_id is None:
+        return "orphaned"
+    if how is None:
+        return "open" if is_open else "unknown"
+    return "released" if how == "released" else "aborted" if how == "aborted" else "orphaned"
+
+
+def _last_released(connection: Connection, study_uid: str) -> datetime | None:
+    moved = association_study
+    row = connection.execute(
+        select(moved.c.last_received_at)
+        .join(association, association.c.id == moved.c.association)
+        .where(moved.c.study_instance_uid == study_uid, association.c.how == "released")
+        .order_by(moved.c.last_received_at.desc())
+        .limit(1)
+    ).first()
+    return None if row is None else row.last_received_at
 
 
 def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAssociation, ...]:

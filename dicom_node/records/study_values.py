@@ -10,9 +10,15 @@ from statistics import median
 from typing import Literal, TypeAlias
 
 from dicom_node.ids import ProcessIdentity
-from dicom_node.study import Frame
+from dicom_node.study import DicomJson, Frame
 
 StudyState: TypeAlias = Literal["receiving", "complete", "held", "purged"]
+
+ArrivalEnd: TypeAlias = Literal["released", "aborted", "orphaned", "open", "unknown"]
+"""How an association ended; "unknown" when there is no row of it."""
+
+MOST_PAUSE_S = 600.0
+"""What comes after a longer pause is late, and no rhythm of its sender."""
 
 Plane: TypeAlias = Sequence[Sequence[float]]
 """[position, orientation] of one frame as the database keeps it: LPS, mm."""
@@ -50,6 +56,16 @@ class SeriesEvidence:
     revision: int
     is_decided: bool
     """Routing has judged it as it stands."""
+    was_decided: bool
+    """Routing has judged it, as it stands or as it stood before."""
+    is_forced: bool
+    """An administrator said that it is complete as it stands."""
+    calling_ae: str
+    n_runs: int
+    """Associations that brought it, one after the other."""
+    longest_pause_s: float
+    end: ArrivalEnd
+    """Of the association that brought its latest instance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +92,31 @@ class StudyEvidence:
     first_received_at: datetime
     last_received_at: datetime
     revision: int
+    was_decided: bool
+    """It was complete before, and what is new came since."""
+    last_released_at: datetime | None
+    """When an association that was released later last moved data of it, repeats included."""
     series: tuple[SeriesEvidence, ...]
     associations: tuple[LiveAssociation, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """How a series of the past came."""
+
+    n_runs: int
+    longest_pause_s: float
+    end: ArrivalEnd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesLayout:
+    """Where the images of a series lie, and what its header says."""
+
+    n_images: int
+    planes: tuple[Plane, ...]
+    """Of every frame of its current images."""
+    header: DicomJson
 
 
 def planes_of(frames: Sequence[Frame]) -> list[Plane]:

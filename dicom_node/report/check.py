@@ -88,10 +88,15 @@ def _check_volume(finding: Finding, findings: Findings, volume_ml: float, where:
 
 
 def _references(ds: Dataset) -> Iterator[str]:
-    """Yield every Referenced SOP Instance UID at any depth."""
-    for element in ds.iterall():
+    """Yield every Referenced SOP Instance UID at any depth, but of the reports that this one replaces."""
+    for element in ds:
+        if element.keyword == "PredecessorDocumentsSequence":
+            continue
         if element.keyword == "ReferencedSOPInstanceUID":
             yield str(element.value)
+        elif element.VR == "SQ":
+            for item in element.value:
+                yield from _references(item)
 
 
 def _moments(ds: Dataset) -> tuple[dict[int, int], dict[int, NDArray[np.float64]]]:

@@ -39,6 +39,15 @@ _MAX_LO = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Predecessor:
+    """A report of ours on an earlier state of the same series, which this one replaces."""
+
+    series_instance_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResultIdentity:
     """Everything about a result that is not in its findings: names, time and maker, fixed when its job was made."""
 
@@ -53,6 +62,8 @@ class ResultIdentity:
     node_version: str
     device_serial_number: str
     """Of this installation; at most 64 characters."""
+    predecessors: tuple[Predecessor, ...] = ()
+    """Reports of the jobs that this one supersedes, in the same study."""
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:

@@ -26,6 +26,7 @@ from dicom_node.report.provenance import (
     CONTENT_QUALIFICATION,
     MODEL_NAME,
     SERIES_NUMBERS,
+    Predecessor,
     ResultIdentity,
     algorithm_parameters,
     series_description,
@@ -66,7 +67,28 @@ def build_sr(findings: Findings, manifest: Manifest, sources: Sources, identity:
         series_description=series_description(manifest, "sr"),
     )
     stamp(ds, sources.header, findings, identity)
+    if identity.predecessors:
+        ds.PredecessorDocumentsSequence = [_predecessors(ds.StudyInstanceUID, identity.predecessors)]
     return ds
+
+
+def _predecessors(study_instance_uid: str, predecessors: Sequence[Predecessor]) -> Dataset:
+    """Return the item of Predecessor Documents Sequence for our study (PS3.3 C.17.2, Table C.17-3)."""
+    item = Dataset()
+    item.StudyInstanceUID = study_instance_uid
+    item.ReferencedSeriesSequence = []
+    for series_uid in dict.fromkeys(one.series_instance_uid for one in predecessors):
+        series = Dataset()
+        series.SeriesInstanceUID = series_uid
+        series.ReferencedSOPSequence = []
+        for one in predecessors:
+            if one.series_instance_uid == series_uid:
+                reference = Dataset()
+                reference.ReferencedSOPClassUID = one.sop_class_uid
+                reference.ReferencedSOPInstanceUID = one.sop_instance_uid
+                series.ReferencedSOPSequence.append(reference)
+        item.ReferencedSeriesSequence.append(series)
+    return item
 
 
 def _evidence(sources: Sources) -> list[Dataset]:

@@ -27,8 +27,13 @@ def values_of(condition: Condition, series: SeriesView) -> tuple[str, ...]:
     if condition.keyword in AE_TITLE_KEYWORDS:
         title = series.calling_ae if condition.keyword == "CallingAETitle" else series.called_ae
         return (title.strip(),) if title.strip() else ()
-    tag = _tag(condition, series.header)
-    return _texts(_find(series.header, tag)) if tag else ()
+    return values_in(condition, series.header)
+
+
+def values_in(condition: Condition, header: DicomJson) -> tuple[str, ...]:
+    """Return the values that a header has of the condition's attribute; AE titles stand in no header."""
+    tag = _tag(condition, header)
+    return _texts(_find(header, tag)) if tag else ()
 
 
 def text_of(keyword: str, header: DicomJson) -> str | None:

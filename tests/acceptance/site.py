@@ -25,6 +25,8 @@ plugin = "{plugin}"
 destinations = ["pacs"]
 [route.complete]
 quiet_s = {quiet_s}
+max_wait_s = 20
+debounce_s = 2
 """
 
 CONFIG = """

@@ -116,7 +116,8 @@ class SmallNode:
         return sent
 
     def decide(self, after_s: float = 10.0) -> None:
-        """Let time pass, then decide what is complete."""
+        """See what came, let time pass, then decide what is complete."""
+        self.decision.step()
         self.records.clock.advance(after_s)
         while self.decision.step():
             pass

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 
 from dicom_node.admin.inspection import study_views
 from dicom_node.app import Node, open_draft
+from dicom_node.clock import ManualClock
 from dicom_node.config import Config, load_config, parse_toml
 from dicom_node.config.live import Live, Rules
 from dicom_node.errors import UndecodableError
@@ -122,15 +123,17 @@ def replayed(data: Path, folder: Path) -> str:
     draft.write_text(DRAFT)
     node = Node(file)
     _receive(node, data)
+    clock = ManualClock(node.clock.now())
     decision = Decision(
         node.studies,
         Decisions(node.database, node.jobs),
         rules=Live(Rules.of(load_config(file))),
         registry=_requirements(),
-        clock=node.clock,
+        clock=clock,
         log=Log("test"),
     )
-    decision._since = NOW - timedelta(days=1)
+    decision.step()
+    clock.advance(3600)
     while decision.step():
         pass
     found = open_draft(draft).admin.replay((node.clock.now() - NOW).total_seconds() / 86400 + 1)

@@ -309,6 +309,19 @@ def test_filed_results_of_a_superseded_job_are_still_delivered(records: Records)
     assert (new, JobState.DELIVERING) == (row.superseded_by, row.state)
 
 
+def test_report_of_the_last_job_that_filed_one_is_replaced(records: Records) -> None:
+    """A job that was cancelled before it filed anything is no predecessor; what it superseded is."""
+    old, _ = records.jobs.enqueue(new_job(records))
+    _file(records, _claimed(records))
+    records.studies.index([image(3, at=later(9))])
+    records.jobs.enqueue(new_job(records))
+    records.studies.index([image(4, at=later(19))])
+    new, _ = records.jobs.enqueue(new_job(records))
+    (report,) = [one for one in records.jobs.show(old).results if one.kind == "sr"]
+    assert (report,) == records.jobs.reports_replaced_by(new)
+    assert () == records.jobs.reports_replaced_by(old)
+
+
 def test_reprocessing_is_a_new_generation_with_new_names(records: Records) -> None:
     """The same images are read again under other UIDs, and the former job says by whom it was superseded."""
     old, _ = records.jobs.enqueue(new_job(records))

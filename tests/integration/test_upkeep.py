@@ -12,6 +12,7 @@ from dicom_node.config import load_config
 from dicom_node.config.live import Live, Rules
 from dicom_node.errors import RecordsError
 from dicom_node.filing import InstanceStore
+from dicom_node.gathering import ROW_LAG_S
 from dicom_node.ids import ProcessIdentity
 from dicom_node.indexing import CALM_S, PATIENCE_S, Reception
 from dicom_node.indexing.rows import Indexing
@@ -19,6 +20,7 @@ from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
 from dicom_node.pipeline import Decision
 from dicom_node.records import Decisions
+from dicom_node.routing.completeness import DOUBT_S
 from dicom_node.study import Arrival, InstanceMeta
 from tests.integration.receiving import EXPLICIT, MR, encode_data_set, small_data_set
 from tests.integration.records_case import OWNER, STUDY, Records, association
@@ -135,11 +137,15 @@ def test_rows_wait_until_the_port_is_calm(site: Site) -> None:
 
 
 def test_a_dead_receivers_study_waits_until_its_files_have_rows(site: Site) -> None:
-    """Quiet for long enough, but not taken up: not complete."""
+    """Quiet for long enough, but not taken up: not complete; then it broke off, and its sender may come again."""
     decision = site.decision()
     site.records.clock.advance(10)
     assert not decision.step()
     site.recover()
+    assert not decision.step()
+    site.records.clock.advance(DOUBT_S - ROW_LAG_S - 0.1)
+    assert not decision.step()
+    site.records.clock.advance(0.2)
     assert decision.step()
     assert "complete" == site.records.studies.show(STUDY).state
 
@@ -147,15 +153,19 @@ def test_a_dead_receivers_study_waits_until_its_files_have_rows(site: Site) -> N
 def test_without_another_receiver_the_wait_ends(site: Site) -> None:
     """After the longest silence of an association its study is decided with what is known."""
     decision = site.decision()
+    assert not decision.step()
     site.records.clock.advance(31)
     assert decision.step()
 
 
 def test_quiet_counts_afresh_after_a_restart(site: Site) -> None:
     """A study that was quiet for long when the worker starts waits its quiet time once more."""
-    site.recover()
+    reception = site.reception()
+    reception.closed("a1", "released")
+    reception.drain()
     site.records.clock.advance(timedelta(days=1).total_seconds())
     decision = site.decision()
+    assert not decision.step()
     site.records.clock.advance(4.9)
     assert not decision.step()
     site.records.clock.advance(0.2)

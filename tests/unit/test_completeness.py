@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from dicom_node.config.schema import Complete
 from dicom_node.routing import (
     AssociationEvidence,
+    Evidence,
+    Habit,
     IsComplete,
+    Reopened,
     SeriesEvidence,
+    Stack,
     StudyEvidence,
     WaitUntil,
     assess,
 )
+from dicom_node.routing.completeness import DOUBT_S
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -169,3 +174,120 @@ def test_asking_again_when_told_to_always_ends(
         assert answer.at > now
         now = answer.at
     assert isinstance(assess(facts, now, settings), IsComplete)
+
+
+# One piece of evidence after the other
+
+STEADY = Habit(n_series=10, releases=True)
+GATEWAY = Habit(n_series=10)
+WHOLE = Stack(n_images=10, n_positions=10, is_regular=True, n_missing=0)
+
+
+def of_one(*associations: AssociationEvidence, habit: Habit = STEADY, **changes: object) -> StudyEvidence:
+    """Return a study of one whole series, released by a sender that is known; its last image came at 0 s."""
+    values: dict[str, object] = {
+        "series_instance_uid": "s1",
+        "last_received_at": at(0),
+        "n_instances": 10,
+        "calling_ae": "CT1",
+        "end": "released",
+        "stack": WHOLE,
+    }
+    more = {name: changes.pop(name) for name in ("expected", "pause_s", "was_decided") if name in changes}
+    if "was_decided" in more:
+        values["was_decided"] = more["was_decided"]
+    series = SeriesEvidence(**(values | changes))  # type: ignore[arg-type]
+    return StudyEvidence(
+        study_instance_uid="study", series=(series,), associations=associations, habits={"CT1": habit}, **more
+    )  # type: ignore[arg-type]
+
+
+GAP = Stack(n_images=10, n_positions=10, is_regular=False, n_missing=2)
+COUNTED = Stack(n_images=10, n_positions=10, is_regular=True, n_missing=0, n_claimed=10)
+SHORT = Stack(n_images=10, n_positions=10, is_regular=True, n_missing=0, n_claimed=12)
+LONE = Stack(n_images=1, n_positions=1, is_regular=False, n_missing=0)
+NEXT = association(0, series_instance_uid="s2")
+
+
+@pytest.mark.parametrize(
+    ("facts", "decided_s", "evidence"),
+    [
+        (of_one(), 0, Evidence.RELEASED),
+        (of_one(NEXT, end="open"), 0, Evidence.GONE_ON),
+        (of_one(habit=Habit()), 5, Evidence.QUIET),
+        (of_one(NEXT, end="open", habit=Habit()), 5, Evidence.QUIET),
+        (of_one(n_runs=3), 0, Evidence.RELEASED),
+        (of_one(NEXT, end="open", n_runs=3), 5, Evidence.QUIET),  # shuffled: it may turn back
+        (of_one(stack=None), 5, Evidence.QUIET),
+        (of_one(pause_s={"CT1": 20.0}), 20, Evidence.QUIET),
+        (of_one(habit=Habit(n_series=10, cuts=True, cut_pause_s=40.0)), 60, Evidence.QUIET),
+        (of_one(habit=Habit(), n_runs=3, longest_pause_s=8.0), 16, Evidence.QUIET),
+        (of_one(habit=Habit(), n_runs=1, longest_pause_s=8.0), 5, Evidence.QUIET),
+        (of_one(habit=Habit(), stack=LONE, n_instances=1), 10, Evidence.QUIET),
+        (of_one(stack=COUNTED, habit=Habit(), n_runs=10), 0, Evidence.COUNTED),
+        (of_one(association(0), stack=COUNTED, end="open", habit=Habit()), 5, Evidence.COUNTED),
+        (of_one(stack=COUNTED, end="aborted"), 5, Evidence.COUNTED),
+        (of_one(expected={"s1": 10}, habit=Habit()), 0, Evidence.COUNTED),
+        (of_one(expected={"s1": 9}), 0, Evidence.RELEASED),  # the PACS lags behind
+        (of_one(association(0), end="open", habit=GATEWAY), 5, Evidence.QUIET),
+        (of_one(association(0), end="open", habit=Habit()), 30, Evidence.QUIET),
+        # what speaks against it
+        (of_one(stack=GAP), DOUBT_S, Evidence.LONGEST_WAIT),
+        (of_one(stack=SHORT), DOUBT_S, Evidence.LONGEST_WAIT),
+        (of_one(expected={"s1": 11}), DOUBT_S, Evidence.LONGEST_WAIT),
+        (of_one(end="aborted"), DOUBT_S, Evidence.LONGEST_WAIT),
+        (of_one(end="orphaned"), DOUBT_S, Evidence.LONGEST_WAIT),
+        (of_one(end="aborted", habit=Habit(n_series=10, aborts=True)), 5, Evidence.QUIET),
+        (of_one(association(0), end="open"), DOUBT_S, Evidence.LONGEST_WAIT),  # stalled
+        # whatever speaks against it
+        (of_one(association(0), stack=GAP, end="open", is_forced=True), 0, Evidence.FORCED),
+        (of_one(was_decided=True), 30, Evidence.RELEASED),  # late images are collected
+        (of_one(was_decided=True, stack=COUNTED), 30, Evidence.COUNTED),
+    ],
+)
+def test_series_is_decided_by_the_strongest_evidence(
+    facts: StudyEvidence, decided_s: float, evidence: Evidence
+) -> None:
+    """A series waits exactly so long; a moment before it does not count as complete."""
+    if decided_s:
+        before = assess(facts, at(decided_s - 0.1), Complete(), series_instance_uid="s1")
+        assert not isinstance(before, IsComplete)
+        assert isinstance(before, Reopened) == facts.series[0].was_decided
+        assert at(decided_s) >= before.at
+    answer = assess(facts, at(decided_s), Complete(), series_instance_uid="s1")
+    assert isinstance(answer, IsComplete)
+    assert evidence == answer.evidence
+
+
+@pytest.mark.parametrize(
+    ("facts", "evidence"),
+    [
+        (of_one(stack=GAP), Evidence.GAP),
+        (of_one(stack=SHORT), Evidence.SHORT),
+        (of_one(end="orphaned"), Evidence.BROKEN),
+        (of_one(association(0), end="open"), Evidence.STALLED),
+        (of_one(was_decided=True), Evidence.LATE),
+        (of_one(habit=Habit()), Evidence.RECENT),
+    ],
+)
+def test_wait_names_what_it_waits_for(facts: StudyEvidence, evidence: Evidence) -> None:
+    """Also when the association has been silent for long."""
+    now = 2 if evidence in (Evidence.LATE, Evidence.RECENT) else 200
+    answer = assess(facts, at(now), Complete(), series_instance_uid="s1")
+    assert not isinstance(answer, IsComplete)
+    assert evidence == answer.evidence
+
+
+def test_longest_wait_ends_a_doubt_sooner() -> None:
+    """max_wait_s is how long a gap waits."""
+    assert isinstance(assess(of_one(stack=GAP), at(20), Complete(max_wait_s=20)), IsComplete)
+    assert not isinstance(assess(of_one(stack=GAP), at(19.9), Complete(max_wait_s=20)), IsComplete)
+
+
+def test_study_lacks_a_series_that_the_pacs_holds() -> None:
+    """Of a series that never came there is no evidence but the PACS's."""
+    facts = of_one(expected={"s1": 10, "s2": 40})
+    waiting = assess(facts, at(20), Complete())
+    assert not isinstance(waiting, IsComplete)
+    assert Evidence.SHORT == waiting.evidence
+    assert isinstance(assess(of_one(expected={"s1": 10}), at(5), Complete()), IsComplete)

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from dicom_node.errors import ResultError
 from dicom_node.findings import Findings
-from dicom_node.report import build_results, encode
+from dicom_node.report import Predecessor, build_results, encode
 from dicom_node.report.sr import image_coordinates
 from tests.unit import report_case as case
 
@@ -180,3 +180,25 @@ def test_an_outline_that_is_none_is_refused(contour: tuple[tuple[float, float], 
     """Without a closed outline a viewer would blank the whole report."""
     with pytest.raises(ResultError, match="closed outline"):
         image_coordinates(contour, rows=20, columns=27)
+
+
+def test_report_names_those_that_it_replaces(tmp_path: Path) -> None:
+    """Predecessor Documents Sequence, by series (PS3.3 C.17.2); a first report has none."""
+    affine = case.affine()
+    headers = case.headers_of(tmp_path, affine)
+    findings = case.findings_of(MASKS, headers, affine)
+    assert "PredecessorDocumentsSequence" not in sr_of(tmp_path, findings, headers)
+    former = [
+        Predecessor(series_instance_uid=f"1.2.{series}", sop_class_uid="1.9", sop_instance_uid=f"1.2.{series}.{number}")
+        for series, number in ((1, 1), (1, 2), (2, 1))
+    ]
+    identity = replace(case.IDENTITY, predecessors=tuple(former))
+    (built,) = build_results(findings, case.MANIFEST, headers, identity, kinds=("sr",))
+    (study,) = built.dataset.PredecessorDocumentsSequence
+    assert headers[0].StudyInstanceUID == study.StudyInstanceUID
+    named = [
+        (series.SeriesInstanceUID, one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID)
+        for series in study.ReferencedSeriesSequence
+        for one in series.ReferencedSOPSequence
+    ]
+    assert [(one.series_instance_uid, one.sop_class_uid, one.sop_instance_uid) for one in former] == named
