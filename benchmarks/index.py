@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -182,6 +183,12 @@ def _series_row(items: Sequence[Item]) -> dict[str, Any]:
         "n_instances": len(items),
         "revision": 2,
         "decided_revision": 2,
+        "last_association": filed.association,
+        "n_runs": 1,
+        "longest_pause_s": max(
+            ((one.received_at - before.received_at).total_seconds() for (before, _), (one, _) in pairwise(items)),
+            default=0.0,
+        ),
     } | _times(items)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, literal, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, literal, null, or_, select, update
 
 from dicom_node.errors import LeaseLostError
 from dicom_node.lifecycle import DeliveryEvent, DeliveryState, JobEvent, JobState, next_delivery_state
@@ -264,7 +264,7 @@ def _what_is_sent(row: Row[Any]) -> Select[Any]:
     if row.result_id is not None:
         return select(result).where(result.c.id == row.result_id)
     return (
-        select(instance, literal(FORWARDED_KIND).label("kind"))
+        select(instance, literal(FORWARDED_KIND).label("kind"), null().label("variant_of"))
         .join(job, job.c.study_instance_uid == instance.c.study_instance_uid)
         .where(
             job.c.id == row.job_id,

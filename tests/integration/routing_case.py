@@ -19,8 +19,10 @@ from dicom_node.indexing.rows import Indexing
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
 from dicom_node.pipeline import Decision, Dispatch
+from dicom_node.reading import content_or_itself
 from dicom_node.records import Decisions
 from dicom_node.study import InstanceMeta
+from dicom_node.upkeep import Compare
 from tests import peers
 from tests.integration.receiving import EXPLICIT, MR, encode_data_set, small_data_set
 from tests.integration.records_case import OWNER, STUDY, Records, association
@@ -56,6 +58,7 @@ class SmallNode:
         self.decisions = Decisions(self.records.database, self.records.jobs)
         self.rules = Live(self.read(routes))
         self.decision = self.new_decision()
+        self.compare = Compare(self.records.studies.contents, content_of=content_or_itself, log=self.log)
         self._count = 0
 
     def read(self, routes: str) -> Rules:
@@ -115,8 +118,10 @@ class SmallNode:
         self.reception.drain()
         return sent
 
-    def decide(self, after_s: float = 10.0) -> None:
+    def decide(self, after_s: float = 60.0) -> None:
         """See what came, let time pass, then decide what is complete."""
+        while self.compare.step():
+            pass
         self.decision.step()
         self.records.clock.advance(after_s)
         while self.decision.step():

@@ -19,10 +19,10 @@ from dicom_node.app import Node, open_draft
 from dicom_node.clock import ManualClock
 from dicom_node.config import Config, load_config, parse_toml
 from dicom_node.config.live import Live, Rules
+from dicom_node.decision import Decision, origins
 from dicom_node.errors import UndecodableError
 from dicom_node.infer import PluginRegistry
 from dicom_node.logs import Log
-from dicom_node.pipeline import Decision, origins
 from dicom_node.reading import describe, find_files
 from dicom_node.records import Decisions
 from dicom_node.routing import apply_routes, lines

@@ -327,7 +327,8 @@ def test_the_commands(dicom_node):
     assert "P2" in dicom_node("studies", "show", STUDY).out
     said = dicom_node("studies", "release", STUDY)
     assert (2, True) == (said.status, "--same" in said.err)
-    done = dicom_node("studies", "release", STUDY, "--patient", "P1", "--json").json
+    (done,) = dicom_node("studies", "release", STUDY, "--patient", "P1", "--json").json
+    assert STUDY == done.pop("study_instance_uid")
     assert {"n_instances": 1, "cancelled": [], "flagged": []} == done
     records.studies.index([_note("113001", 1)])
     out = dicom_node("studies", "show", STUDY).out

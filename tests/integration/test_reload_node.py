@@ -34,7 +34,7 @@ address = "127.0.0.1:1"
 name = "archive"
 peer = "archive"
 """
-ROUTE = '[[route]]\nname = "{name}"\ndestinations = ["archive"]\n[route.complete]\nquiet_s = 0\n'
+ROUTE = '[[route]]\nname = "{name}"\ndestinations = ["archive"]\n[route.complete]\nquiet_s = 0\nmax_wait_s = 1\n'
 ROLE = """
 import signal, sys, time
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_a_running_worker_takes_up_good_files_and_refuses_others(worker: Worker)
     worker.write("third", "[[rout]]\n")
     worker.process.send_signal(signal.SIGHUP)
     assert peers.eventually(lambda: bool(worker.said("rules.refused"))), worker.log.read_text()
-    assert 'config.toml:14: unknown key "rout"' in worker.said("rules.refused")[0]["reason"]
+    assert 'config.toml:15: unknown key "rout"' in worker.said("rules.refused")[0]["reason"]
     assert ("second", second) == worker.decide(3)
 
     worker.write("fourth")

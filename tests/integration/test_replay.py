@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dicom_node.app import Node, open_draft
+from dicom_node.clock import ManualClock
 from dicom_node.config import load_config
 from dicom_node.config.live import Live, Rules
 from dicom_node.errors import NotFoundError
@@ -64,15 +65,17 @@ def dicom_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     for number, description in enumerate(("HEAD", "CHEST", "HEAD and CHEST"), 1):
         uid = f"1.2.{number}"
         node.studies.index([image(1, study=uid, series=f"{uid}.1", at=later(number), header=_header(description))])
+    clock = ManualClock(node.clock.now())
     decision = Decision(
         node.studies,
         Decisions(node.database, node.jobs),
         rules=Live(Rules.of(load_config(line.config_file))),
         registry=node.registry,
-        clock=node.clock,
+        clock=clock,
         log=Log("test"),
     )
-    monkeypatch.setattr(decision, "_since", later(0))
+    decision.step()
+    clock.advance(3600)
     while decision.step():
         pass
     node.studies.index([image(1, study="1.2.4", series="1.2.4.1", at=later(9), header=_header("HEAD"))])
