@@ -187,6 +187,7 @@ class Node:
             indexer.start()
             reception.recover()
             self.store.start()
+            processes.settle()
             listener.start()
 
         def after() -> None:
