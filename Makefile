@@ -24,6 +24,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # With CI=true or TRAIN=1 the tests of training run as well.
 TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
 
+# Test files that run side by side; most of the time they wait for quiet times and foreign programs.
+JOBS ?= 2
 BENCHMARKS ?= receive response send index queue
 
 .PHONY: help demo test test-long bench check run clean peers install-train
@@ -65,7 +67,7 @@ peers:
 	tests/peers/install.sh
 
 test: $(TEST_STAMP) peers
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-long: $(TEST_STAMP) peers
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)

@@ -251,6 +251,7 @@ class Node:
             indexer.start()
             reception.recover()
             self.store.start()
+            processes.settle()
             listener.start()
 
         def after() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -93,3 +94,12 @@ def keep_out(*packages: str) -> None:
     """
     for package in packages:
         sys.modules.setdefault(package, None)  # type: ignore[arg-type]  # None is how Python is told "not here"
+
+
+def settle() -> None:
+    """Take everything that was made so far for lasting: the garbage collector walks over it no more.
+
+    A full collection walks over the modules too; in a receiver of small objects that was a tenth of its time.
+    """
+    gc.collect()
+    gc.freeze()

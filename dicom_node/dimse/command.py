@@ -42,6 +42,9 @@ _AFFECTED_SOP_INSTANCE_UID: Final = 0x1000
 
 _ELEMENT: Final = struct.Struct("<HHI")
 _US: Final = struct.Struct("<H")
+_GROUP_LENGTH: Final = struct.Struct("<HHII")
+_ANSWER: Final = struct.Struct("<HHIHHHIHHHIHHHIH")
+"""The four elements of two bytes that every response has, side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +82,11 @@ def decoded(command_set: bytes | bytearray | memoryview) -> Command:
         if end - position < _ELEMENT.size:
             raise _broken("ends inside an element")
         group, number, length = _ELEMENT.unpack_from(command_set, position)
-        position += _ELEMENT.size
-        if group != 0 or length > end - position:
+        first = position + _ELEMENT.size
+        position = first + length
+        if group != 0 or position > end:
             raise _broken("has an element that is no command element, or that is longer than it")
-        elements[number] = bytes(command_set[position : position + length])
-        position += length
+        elements[number] = bytes(command_set[first:position])
     command_field, data_set_type = _number(elements, _COMMAND_FIELD), _number(elements, _DATA_SET_TYPE)
     if command_field is None or data_set_type is None:
         raise _broken("lacks Command Field or Command Data Set Type")
@@ -102,18 +105,23 @@ def decoded(command_set: bytes | bytearray | memoryview) -> Command:
 
 def response(request: Command, status: int, comment: str = "") -> bytes:
     """Return the command set that answers a request, without a data set."""
-    values = [
-        (_COMMAND_FIELD, _US.pack(request.command_field | _RESPONSE)),
-        (_MESSAGE_ID_RESPONDED_TO, _US.pack(request.message_id or 0)),
-        (_DATA_SET_TYPE, _US.pack(NO_DATA_SET)),
-        (_STATUS, _US.pack(status)),
-    ]
+    content = _repeated(request, _AFFECTED_SOP_CLASS_UID) + _ANSWER.pack(
+        *(0, _COMMAND_FIELD, 2, request.command_field | _RESPONSE),
+        *(0, _MESSAGE_ID_RESPONDED_TO, 2, request.message_id or 0),
+        *(0, _DATA_SET_TYPE, 2, NO_DATA_SET),
+        *(0, _STATUS, 2, status),
+    )
     if comment:
-        values.append((_ERROR_COMMENT, _padded(comment[:_COMMENT_LENGTH].encode("ascii", "replace"), b" ")))
-    for number in (_AFFECTED_SOP_CLASS_UID, _AFFECTED_SOP_INSTANCE_UID):
-        if number in request.elements:
-            values.append((number, request.elements[number]))
-    return _encoded(sorted(values))
+        text = comment[:_COMMENT_LENGTH].encode("ascii", "replace")
+        content += _element(_ERROR_COMMENT, _padded(text, b" "))
+    content += _repeated(request, _AFFECTED_SOP_INSTANCE_UID)
+    return _GROUP_LENGTH.pack(0, 0, 4, len(content)) + content
+
+
+def _repeated(request: Command, number: int) -> bytes:
+    """Return an element as the request has it; nothing when it has none."""
+    value = request.elements.get(number)
+    return b"" if value is None else _element(number, value)
 
 
 def store_request(message_id: int, sop_class_uid: str, sop_instance_uid: str) -> bytes:
@@ -157,8 +165,12 @@ def echo_request(message_id: int) -> bytes:
 
 def _encoded(values: list[tuple[int, bytes]]) -> bytes:
     """Return a command set with its group length; `values` are sorted by number."""
-    content = b"".join(_ELEMENT.pack(0, number, len(value)) + value for number, value in values)
-    return _ELEMENT.pack(0, 0, 4) + struct.pack("<I", len(content)) + content
+    content = b"".join([_element(number, value) for number, value in values])
+    return _GROUP_LENGTH.pack(0, 0, 4, len(content)) + content
+
+
+def _element(number: int, value: bytes) -> bytes:
+    return _ELEMENT.pack(0, number, len(value)) + value
 
 
 def _padded(value: bytes, with_: bytes) -> bytes:

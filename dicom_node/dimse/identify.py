@@ -30,6 +30,8 @@ _NAMES: Final[Mapping[int, str]] = {
     _STUDY_INSTANCE_UID: "Study Instance UID",
     _SERIES_INSTANCE_UID: "Series Instance UID",
 }
+_IDENTITY: Final = frozenset(_NAMES)
+_SOP: Final = frozenset({_SOP_CLASS_UID, _SOP_INSTANCE_UID})
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
@@ -43,6 +45,22 @@ _SHORT_VRS: Final = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FL", b"FD", b"IS", b"LO", b"LT", b"PN"}
     | {b"SH", b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 )
+
+
+class _Order:
+    """How elements are packed in one byte order; made once, for every data set of it."""
+
+    def __init__(self, mark: str) -> None:
+        self.implicit_head = struct.Struct(f"{mark}HHI")
+        self.explicit_head = struct.Struct(f"{mark}HH2sH")
+        self.numeric_head = struct.Struct(f"{mark}HHHH")
+        """As `explicit_head`, with the VR as a number: no object is made of it."""
+        self.long = struct.Struct(f"{mark}I")
+        self.short_vrs = frozenset(struct.unpack(f"{mark}H", vr)[0] for vr in _SHORT_VRS)
+
+
+_LITTLE: Final = _Order("<")
+_BIG: Final = _Order(">")
 _DEEPEST: Final = 64
 """Sequences nested deeper than this are no medical image, and would break recursive readers."""
 _MOST_ELEMENTS: Final = 1 << 18
@@ -78,7 +96,7 @@ def identify(data_set: memoryview, transfer_syntax_uid: str) -> Identity:
     """
     if transfer_syntax_uid == DEFLATED_EXPLICIT_VR_LITTLE_ENDIAN:
         data_set = memoryview(_inflated_head(data_set))
-    found = _found(data_set, transfer_syntax_uid, tuple(_NAMES))
+    found = _found(data_set, transfer_syntax_uid, _IDENTITY)
     missing = [name for tag, name in _NAMES.items() if not found.get(tag)]
     if missing:
         raise RefusedInputError(f"{missing[0]} is missing")
@@ -104,16 +122,16 @@ def sop_uids(beginning: memoryview, transfer_syntax_uid: str) -> tuple[str, str]
             beginning = memoryview(inflater.decompress(beginning, _INFLATE_STEP))
         except zlib.error:
             raise UndecodableError(_NOT_DEFLATED) from None
-    found = _found(beginning, transfer_syntax_uid, (_SOP_CLASS_UID, _SOP_INSTANCE_UID))
+    found = _found(beginning, transfer_syntax_uid, _SOP)
     return found.get(_SOP_CLASS_UID, ""), found.get(_SOP_INSTANCE_UID, "")
 
 
-def _found(data_set: memoryview, transfer_syntax_uid: str, tags: tuple[int, ...]) -> dict[int, str]:
+def _found(data_set: memoryview, transfer_syntax_uid: str, tags: frozenset[int]) -> dict[int, str]:
     try:
         return _Walk(
             data_set,
             implicit=transfer_syntax_uid == IMPLICIT_VR_LITTLE_ENDIAN,
-            order=">" if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else "<",
+            order=_BIG if transfer_syntax_uid == EXPLICIT_VR_BIG_ENDIAN else _LITTLE,
         ).uids(tags)
     except struct.error:
         raise UndecodableError("the data set is cut short") from None
@@ -146,21 +164,19 @@ def _after(pending: bytes | memoryview, unconsumed: bytes) -> bytes | memoryview
 class _Walk:
     """A walk along the elements of one data set."""
 
-    def __init__(self, data: memoryview, *, implicit: bool, order: str) -> None:
+    def __init__(self, data: memoryview, *, implicit: bool, order: _Order) -> None:
         self._data = data
         self._implicit = implicit
-        self._implicit_head = struct.Struct(f"{order}HHI")
-        self._explicit_head = struct.Struct(f"{order}HH2sH")
-        self._long = struct.Struct(f"{order}I")
+        self._order = order
         self._left = _MOST_ELEMENTS
 
-    def uids(self, tags: tuple[int, ...]) -> dict[int, str]:
-        """Return the text of these elements, as far as the top level has them, by tag; `tags` ascend."""
+    def uids(self, tags: frozenset[int]) -> dict[int, str]:
+        """Return the text of these elements, as far as the top level has them, by tag."""
         found: dict[int, str] = {}
-        position, end, last = 0, len(self._data), tags[-1]
+        position, end, last = 0, len(self._data), max(tags)
         while position < end:
             if not self._implicit:
-                position = self._after_short_elements(position, tags)
+                position = self._after_short_elements(position, tags, last)
             tag, length, value, implicit = self._element(position, self._implicit)
             if tag > last:
                 break
@@ -176,17 +192,18 @@ class _Walk:
                     break
         return found
 
-    def _after_short_elements(self, position: int, tags: tuple[int, ...]) -> int:
+    def _after_short_elements(self, position: int, tags: frozenset[int], last: int) -> int:
         """Return where the first element begins that is one of `tags`, beyond them, or has no short form.
 
         A call for each of the others would cost more than all the rest that is done for a small object.
         """
-        data, last_head, unpack, last = self._data, len(self._data) - 8, self._explicit_head.unpack_from, tags[-1]
-        n_passed = 0
-        while position <= last_head and n_passed < self._left:
+        data, last_head = self._data, len(self._data) - 8
+        unpack, short_vrs = self._order.numeric_head.unpack_from, self._order.short_vrs
+        n_passed, most = 0, self._left
+        while position <= last_head and n_passed < most:
             group, number, vr, length = unpack(data, position)
             tag = group << 16 | number
-            if vr not in _SHORT_VRS or tag in tags or tag > last:
+            if vr not in short_vrs or tag > last or tag in tags:
                 break
             position += 8 + length
             n_passed += 1
@@ -199,17 +216,17 @@ class _Walk:
         if self._left < 0:
             raise UndecodableError("the data set has too many elements before its UIDs")
         if implicit:
-            group, number, length = self._implicit_head.unpack_from(self._data, position)
+            group, number, length = self._order.implicit_head.unpack_from(self._data, position)
             return group << 16 | number, length, position + 8, True
-        group, number, vr, length = self._explicit_head.unpack_from(self._data, position)
+        group, number, vr, length = self._order.explicit_head.unpack_from(self._data, position)
         if vr in _SHORT_VRS:
             return group << 16 | number, length, position + 8, False
         if group == 0xFFFE:  # items and their ends have no VR
-            (length,) = self._long.unpack_from(self._data, position + 4)
+            (length,) = self._order.long.unpack_from(self._data, position + 4)
             return group << 16 | number, length, position + 8, False
         if vr not in _LONG_VRS:
             raise UndecodableError("the data set does not follow its transfer syntax")
-        (length,) = self._long.unpack_from(self._data, position + 8)
+        (length,) = self._order.long.unpack_from(self._data, position + 8)
         # PS3.5 6.2.2: UN of undefined length holds a sequence in implicit VR little endian.
         return group << 16 | number, length, position + 12, vr == b"UN"
 

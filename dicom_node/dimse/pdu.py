@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 
 class PduType(IntEnum):
@@ -56,9 +56,8 @@ class Control:
     """With its header of six bytes, as it came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fragment:
-    """A piece of a presentation data value."""
+class Fragment(NamedTuple):
+    """A piece of a presentation data value; a tuple, because several come with each object."""
 
     context_id: int
     is_command: bool
@@ -136,6 +135,9 @@ class Parser:
                 self._control += data[position : position + taken]
                 position += taken
                 yield from self._completed_control()
+            elif whole := self._whole_pdu(data, position, end):
+                yield whole
+                position += _BOTH_HEADS.size + len(whole.payload)
             else:
                 wanted = _PDV_HEAD.size if self._pdu_left else _PDU_HEAD.size
                 taken = min(wanted - len(self._head), end - position)
@@ -144,6 +146,20 @@ class Parser:
                 if len(self._head) == wanted:
                     head, self._head = self._head, bytearray()
                     yield from self._begun_pdv(head) if self._pdu_left else self._begun_pdu(head)
+
+    def _whole_pdu(self, data: memoryview, position: int, end: int) -> Fragment | None:
+        """Return what lies at `position` when it is all of a P-DATA-TF with one value, as most are; None otherwise.
+
+        A short cut: what it does not take, and every breach of the protocol, is for the general way.
+        """
+        if self._pdu_left or self._head or end - position < _BOTH_HEADS.size or data[position] != PduType.P_DATA_TF:
+            return None
+        _, length, pdv_length, context_id, control = _BOTH_HEADS.unpack_from(data, position)
+        stop = position + _PDU_HEAD.size + length
+        if stop > end or length > self._max_pdu or pdv_length + 4 != length or pdv_length < 2:
+            return None
+        payload = data[position + _BOTH_HEADS.size : stop]
+        return Fragment(context_id, bool(control & _COMMAND), bool(control & _LAST), payload)
 
     def _begun_pdu(self, head: bytearray) -> Iterator[Event]:
         number, length = _PDU_HEAD.unpack(head)

@@ -110,12 +110,15 @@ class Incoming:
             When the disk refuses; nothing is left behind, and every further call raises too.
         """
         self._require_open()
-        with self._failures_as_storage_errors("writing an instance"):
+        try:
             if self._part is not None:
                 self._size_bytes += self._part.write(views)
                 return
             for view in views:
                 self._take(view)
+        except OSError as error:
+            self.abort()
+            raise storage_error("writing an instance", error) from error
 
     def _take(self, view: Bytes) -> None:
         """Keep a piece in memory, or begin a file of its own when it does not fit."""
@@ -128,15 +131,13 @@ class Incoming:
             self._buffer[self._size_bytes : end] = view
         else:
             self._part = self._publisher.open_part()
-            with self._in_memory() as buffered:
-                self._part.write((self._head, buffered, view))
+            self._part.write((self._head, self._in_memory(), view))
             self._give_buffer_back()
         self._size_bytes = end
 
-    @contextmanager
-    def _in_memory(self) -> Iterator[memoryview]:
-        with memoryview(self._buffer or b"") as whole, whole[: self._size_bytes] as view, view.toreadonly() as safe:
-            yield safe
+    def _in_memory(self) -> memoryview:
+        """Return what lies in the buffer, read-only."""
+        return memoryview(self._buffer or b"").toreadonly()[: self._size_bytes]
 
     def _give_buffer_back(self) -> None:
         if self._buffer is not None:
@@ -166,12 +167,18 @@ class Incoming:
             When the disk refuses or its reserve is reached; nothing is left behind.
         """
         self._require_open()
-        with self._failures_as_storage_errors("filing an instance"):
+        try:
             if self._part is None:
                 with self._in_memory() as buffered:
                     arrival = self._publisher.publish_content(self.meta, (self._head, buffered))
             else:
                 arrival = self._publisher.publish_part(self.meta, self._part, len(self._head) + self._size_bytes)
+        except OSError as error:
+            self.abort()
+            raise storage_error("filing an instance", error) from error
+        except StorageError:
+            self.abort()
+            raise
         self._ended = True
         self._give_buffer_back()
         return arrival
@@ -186,14 +193,3 @@ class Incoming:
     def _require_open(self) -> None:
         if self._ended:
             raise StorageError("the instance was thrown away after an earlier error")
-
-    @contextmanager
-    def _failures_as_storage_errors(self, action: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.abort()
-            raise storage_error(action, error) from error
-        except StorageError:
-            self.abort()
-            raise

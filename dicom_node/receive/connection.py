@@ -21,7 +21,7 @@ from dicom_node.dimse.command import Command
 from dicom_node.dimse.pdu import AbortReason, Control, Event, Fragment, Parser, PduType, ProtocolError
 from dicom_node.receive.access import Denied
 from dicom_node.receive.faces import How, Incoming
-from dicom_node.receive.negotiation import AcceptedContext, Contexts, Proposal, accepted, proposal, rejected, titles
+from dicom_node.receive.negotiation import AcceptedContext, Contexts, Proposal, negotiated, rejected, titles
 from dicom_node.receive.pace import Pace
 
 ASSOCIATE_TIMEOUT_S: Final = 30.0
@@ -271,12 +271,12 @@ class Connection:
     def _associate(self, event: Control) -> None:
         # Titles first: to decode a whole request costs time, which a stranger should not have.
         self._refuse(self._host.expects(self, *titles(event.content)))
-        asked = proposal(event.content)
-        self._refuse(self._host.admit(self, asked))
         takes_other_classes = self._settings.other_storage_classes == "file"
-        answer, self._contexts = accepted(
-            asked, max_pdu=self._settings.max_pdu, takes_other_classes=takes_other_classes
+        asked, answer, contexts = negotiated(
+            event.content, max_pdu=self._settings.max_pdu, takes_other_classes=takes_other_classes
         )
+        self._refuse(self._host.admit(self, asked))
+        self._contexts = contexts
         self._peer_max_pdu = asked.max_pdu
         self._ends_at = None
         self._pace.resume(self._clock.monotonic())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +37,8 @@ _ITEM: Final = struct.Struct(">BxH")
 _PRESENTATION_CONTEXT: Final = 0x20
 _USER_INFORMATION: Final = 0x50
 _CONTEXT_HEAD_BYTES: Final = 4
+_REMEMBERED: Final = 32
+"""Requests whose answers are kept; a scanner sends the same bytes with each association."""
 
 # pydicom would show what strangers write into UIDs as warnings on our standard error; its switch is process-wide.
 config.settings.reading_validation_mode = config.IGNORE
@@ -135,6 +137,22 @@ def accepted(asked: Proposal, *, max_pdu: int, takes_other_classes: bool) -> tup
         if context.result == _ACCEPTED and context.context_id is not None
     }
     return answer.encode(), contexts
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def negotiated(content: bytes, *, max_pdu: int, takes_other_classes: bool) -> tuple[Proposal, bytes, Contexts]:
+    """Return what an A-ASSOCIATE-RQ asks for, without its contexts, and what `accepted` gives for it.
+
+    A request of 128 contexts costs 15 ms under the interpreter's lock, in which nothing else is received.
+
+    Raises
+    ------
+    ProtocolError
+        As `proposal`.
+    """
+    asked = proposal(content)
+    answer, contexts = accepted(asked, max_pdu=max_pdu, takes_other_classes=takes_other_classes)
+    return replace(asked, contexts=()), answer, contexts
 
 
 def rejected(denied: Denied) -> bytes:

@@ -40,3 +40,17 @@ def test_a_child_ends_with_its_parent() -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_what_is_settled_is_walked_over_no_more() -> None:
+    """In a process of its own: the collector leaves alone what was there, and still finds what is made later."""
+    code = (
+        "import gc, weakref\n"
+        "from dicom_node.processes import settle\n"
+        "class Loop: pass\n"
+        "settle()\n"
+        "assert gc.get_freeze_count() > 5_000, gc.get_freeze_count()\n"
+        "later = Loop(); later.itself = later; gone = weakref.ref(later); del later; gc.collect()\n"
+        "assert gone() is None\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)

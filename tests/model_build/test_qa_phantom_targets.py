@@ -71,8 +71,8 @@ def test_axial_phantoms_hold_the_targets() -> None:
 
 
 def test_unseen_oblique_phantoms_hold_the_targets() -> None:
-    """Six of the twenty seeds of the acceptance test."""
-    evaluation = evaluate(PLUGIN, range(FIRST_SEED, FIRST_SEED + 6), clock=SystemClock())
+    """Three of the twenty seeds of the acceptance test."""
+    evaluation = evaluate(PLUGIN, range(FIRST_SEED, FIRST_SEED + 3), clock=SystemClock())
     assert [] == evaluation.failures()
     assert 1.0 == evaluation.figures()["recall"]
 

@@ -43,12 +43,14 @@ from dicom_node.dimse.contexts import (
     VERIFICATION,
 )
 from dicom_node.dimse.pdu import LARGEST_CONTROL_BYTES, ProtocolError
+from dicom_node.receive import negotiation
 from dicom_node.receive.access import NO_ROOM
 from dicom_node.receive.negotiation import (
     MOST_CONTEXTS,
     MOST_ITEMS,
     Contexts,
     accepted,
+    negotiated,
     proposal,
     rejected,
     titles,
@@ -388,3 +390,24 @@ def test_what_an_application_entity_sends_is_understood() -> None:
         taking.join()
     _answer, contexts = accepted(proposal(came[0]), max_pdu=16384, takes_other_classes=True)
     assert sorted(STORAGE_CLASSES)[:20] == [one.abstract_syntax for _number, one in sorted(contexts.items())]
+
+
+def test_a_repeated_request_is_negotiated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same bytes get the same answer without being decoded again; other bytes or settings do not share it."""
+    negotiated.cache_clear()
+    decoded: list[bytes] = []
+    monkeypatch.setattr(negotiation, "proposal", lambda content: decoded.append(content) or proposal(content))
+    first, other = request([(MR, [EXPLICIT])]), request([(MR, [IMPLICIT]), (PRIVATE, [EXPLICIT])])
+    for content in (first, other, first):
+        for takes in (True, False):
+            asked, answer, contexts = negotiated(content, max_pdu=16384, takes_other_classes=takes)
+            assert ("CT1", 16382, ()) == (asked.calling_ae, asked.max_pdu, asked.contexts)
+            assert (answer, contexts) == accepted(proposal(content), max_pdu=16384, takes_other_classes=takes)
+    assert [first, first, other, other] == decoded
+
+
+def test_a_broken_request_is_not_remembered() -> None:
+    """What cannot be read is refused each time."""
+    for _ in range(2):
+        with pytest.raises(ProtocolError):
+            negotiated(request([(MR, [EXPLICIT])])[:90], max_pdu=16384, takes_other_classes=True)
