@@ -16,8 +16,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 from dicom_node.records.database import Database
 from dicom_node.records.job_values import NewJob, input_from_json
 from dicom_node.records.jobs import Jobs
+from dicom_node.records.revisions import mark_decided, revision_of, state_of
 from dicom_node.records.schema import decision, instance, job
-from dicom_node.records.studies import mark_decided, revision_of, state_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,14 +30,13 @@ from dicom_node.errors import NotFoundError
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records.contents import Contents
 from dicom_node.records.database import Database
+from dicom_node.records.evidence import end_of, evidence_of, owner_of
 from dicom_node.records.holding import Identity, hold_study, identities_of, release_study
 from dicom_node.records.indexing import Indexed, index_study, turns_in
-from dicom_node.records.schema import association, association_study, decision, instance, job, series, study
+from dicom_node.records.revisions import mark_decided
+from dicom_node.records.schema import association, decision, instance, job, series, study
 from dicom_node.records.study_values import (
-    ArrivalEnd,
     Arrived,
-    LiveAssociation,
-    SeriesEvidence,
     SeriesLayout,
     StudyEvidence,
     StudyRow,
@@ -99,8 +98,8 @@ class Studies:
         """End the open associations whose process is gone; return their ids."""
         with self._database.read() as connection:
             rows = connection.execute(select(association).where(association.c.released_at.is_(None))).all()
-        dead = {owner for owner in {_owner(row) for row in rows} if not is_alive(owner)}
-        orphans = tuple(row.id for row in rows if _owner(row) in dead)
+        dead = {owner for owner in {owner_of(row) for row in rows} if not is_alive(owner)}
+        orphans = tuple(row.id for row in rows if owner_of(row) in dead)
         if orphans:
             with self._database.begin() as connection:
                 _end_associations(connection, orphans, self._clock.now(), "orphaned")
@@ -216,7 +215,7 @@ class Studies:
             studies = connection.execute(
                 select(study).where(study.c.state == "receiving").order_by(study.c.first_received)
             ).all()
-            return tuple(_evidence(connection, row) for row in studies)
+            return tuple(evidence_of(connection, row) for row in studies)
 
     def layout(self, study_uid: str, series_uid: str) -> SeriesLayout:
         """Return where the current images of a series lie, and what its header says.
@@ -253,7 +252,7 @@ class Studies:
                 Arrived(
                     n_runs=row.n_runs,
                     longest_pause_s=row.longest_pause_s,
-                    end=_end_of(row.last_association, row.how, is_open=False),
+                    end=end_of(row.last_association, row.how, is_open=False),
                 )
                 for row in connection.execute(query)
             )
@@ -386,54 +385,6 @@ class Studies:
         return _listed(row)
 
 
-def mark_decided(connection: Connection, study_uid: str, series_uid: str | None, revision: int) -> bool:
-    """Write in a given transaction what `Studies.mark_decided` writes.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such study or series.
-    """
-    table = study if series_uid is None else series
-    here = table.c.study_instance_uid == study_uid
-    if series_uid is not None:
-        here &= series.c.series_instance_uid == series_uid
-    row = connection.execute(select(table).where(here).with_for_update()).first()
-    if row is None:
-        raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
-    decided = max(revision, int(row.decided_revision))
-    connection.execute(update(table).where(here).values(decided_revision=decided))
-    is_current = decided >= int(row.revision)
-    if series_uid is None and is_current:
-        connection.execute(update(study).where(here, study.c.state == "receiving").values(state="complete"))
-    return is_current
-
-
-def revision_of(connection: Connection, study_uid: str, series_uid: str | None) -> int:
-    """Return the revision at which a study or series stands.
-
-    Raises
-    ------
-    NotFoundError
-        When there is no such study or series.
-    """
-    query = select(study.c.revision).where(study.c.study_instance_uid == study_uid)
-    if series_uid is not None:
-        query = select(series.c.revision).where(
-            series.c.study_instance_uid == study_uid, series.c.series_instance_uid == series_uid
-        )
-    revision = connection.execute(query.with_for_update()).scalar()
-    if revision is None:
-        raise NotFoundError(f"there is no study {study_uid}" + (f" with series {series_uid}" if series_uid else ""))
-    return int(revision)
-
-
-def state_of(connection: Connection, study_uid: str) -> str:
-    """Return the state of a study, empty when there is none; its row stays as it is until the transaction ends."""
-    here = select(study.c.state).where(study.c.study_instance_uid == study_uid)
-    return str(connection.execute(here.with_for_update()).scalar() or "")
-
-
 def _end_associations(connection: Connection, ids: Iterable[str], at: datetime, how: str) -> None:
     for id_ in ids:
         connection.execute(
@@ -441,10 +392,6 @@ def _end_associations(connection: Connection, ids: Iterable[str], at: datetime, 
             .where(association.c.id == id_, association.c.released_at.is_(None))
             .values(released_at=at, how=how)
         )
-
-
-def _owner(row: Row[Any]) -> ProcessIdentity:
-    return ProcessIdentity(boot_id=row.owner_boot_id, pid=row.owner_pid, start_ticks=row.owner_start_ticks)
 
 
 def _study_row(connection: Connection, study_uid: str) -> Row[Any]:
@@ -481,112 +428,6 @@ def _series_view(row: Row[Any], received: Sequence[Row[Any]]) -> SeriesView:
             ReceivedVersion(sop_instance_uid=one.sop_instance_uid, digest=one.digest, calling_ae=one.calling_ae)
             for one in received
         ),
-    )
-
-
-def _evidence(connection: Connection, row: Row[Any]) -> StudyEvidence:
-    uid = row.study_instance_uid
-    rows = connection.execute(
-        select(*_ARRIVAL, association.c.how, association.c.id)
-        .join(association, association.c.id == series.c.last_association, isouter=True)
-        .where(series.c.study_instance_uid == uid, series.c.n_instances > 0)
-        .order_by(series.c.series_instance_uid)
-    )
-    return StudyEvidence(
-        study_instance_uid=uid,
-        first_received_at=row.first_received,
-        last_received_at=row.last_received,
-        revision=row.revision,
-        was_decided=row.decided_revision > 0,
-        last_released_at=_last_released(connection, uid),
-        series=tuple(
-            SeriesEvidence(
-                series_instance_uid=one.series_instance_uid,
-                n_images=one.n_images,
-                last_received_at=one.last_received,
-                revision=one.revision,
-                is_decided=one.decided_revision >= one.revision,
-                was_decided=one.decided_revision > 0,
-                is_forced=row.forced_revision >= one.revision > 0,
-                calling_ae=one.calling_ae,
-                n_runs=one.n_runs,
-                longest_pause_s=one.longest_pause_s,
-                end=_end_of(one.last_association, one.how, is_open=one.id is not None),
-            )
-            for one in rows
-        ),
-        associations=_live_associations(connection, uid),
-    )
-
-
-_ARRIVAL = (
-    *(series.c.series_instance_uid, series.c.n_images, series.c.last_received, series.c.revision),
-    *(series.c.decided_revision, series.c.calling_ae, series.c.n_runs, series.c.longest_pause_s),
-    series.c.last_association,
-)
-"""What completeness asks of a series; its header would have to be parsed each time."""
-
-
-def _end_of(association_id: str | None, how: str | None, *, is_open: bool) -> ArrivalEnd:
-    """Return how an association ended; instances without one were found after their receiver had died."""
-    if association_id is None:
-        return "orphaned"
-    if how is None:
-        return "open" if is_open else "unknown"
-    return "released" if how == "released" else "aborted" if how == "aborted" else "orphaned"
-
-
-def _last_released(connection: Connection, study_uid: str) -> datetime | None:
-    moved = association_study
-    row = connection.execute(
-        select(moved.c.last_received_at)
-        .join(association, association.c.id == moved.c.association)
-        .where(moved.c.study_instance_uid == study_uid, association.c.how == "released")
-        .order_by(moved.c.last_received_at.desc())
-        .limit(1)
-    ).first()
-    return None if row is None else row.last_received_at
-
-
-def _live_associations(connection: Connection, study_uid: str) -> tuple[LiveAssociation, ...]:
-    moved = association_study
-    others = moved.alias("others")
-    present_study = (
-        select(others.c.study_instance_uid)
-        .where(others.c.association == association.c.id)
-        .order_by(others.c.last_received_at.desc(), others.c.study_instance_uid)
-        .limit(1)
-        .scalar_subquery()
-    )
-    present_series = (
-        select(instance.c.series_instance_uid)
-        .where(instance.c.study_instance_uid == study_uid, instance.c.association == association.c.id)
-        .order_by(instance.c.received_at.desc(), instance.c.series_instance_uid)
-        .limit(1)
-        .scalar_subquery()
-    )
-    rows = connection.execute(
-        select(
-            association,
-            moved.c.last_received_at,
-            present_study.label("present_study_uid"),
-            present_series.label("present_series_uid"),
-        )
-        .join(moved, moved.c.association == association.c.id)
-        .where(moved.c.study_instance_uid == study_uid, association.c.released_at.is_(None))
-        .order_by(association.c.id)
-    )
-    return tuple(
-        LiveAssociation(
-            id=row.id,
-            calling_ae=row.calling_ae,
-            owner=_owner(row),
-            last_activity_at=row.last_activity_at,
-            last_received_at=row.last_received_at,
-            present_study_uid=row.present_study_uid,
-            present_series_uid=row.present_series_uid or "",
-        )
-        for row in rows
     )
 
 
