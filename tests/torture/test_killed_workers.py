@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import cast
@@ -22,6 +23,7 @@ import pytest
 
 from dicom_node.clock import SystemClock
 from dicom_node.config.schema import WorkerSettings
+from dicom_node.errors import LeaseLostError
 from dicom_node.filing import ResultStore
 from dicom_node.ids import Installation
 from dicom_node.infer import PluginRegistry, Slots
@@ -91,7 +93,8 @@ def _deliver(deliveries: Deliveries, pacs: Path) -> bool:
     with pacs.open("a", encoding="ascii") as arrived:
         digest = hashlib.sha256(claimed.path.read_bytes()).hexdigest()
         arrived.write(f"{claimed.sop_instance_uid} {digest}\n")
-    deliveries.stored(claimed.id, claimed.token, 0x0000)
+    with suppress(LeaseLostError):  # a sender that was slow: its heir writes the answer
+        deliveries.stored(claimed.id, claimed.token, 0x0000)
     return True
 
 
@@ -125,7 +128,7 @@ class Crew:
 
 
 @pytest.mark.parametrize(
-    ("n_jobs", "n_kills"), [(40, 8), pytest.param(200, 50, marks=[pytest.mark.long])], ids=["8", "50"]
+    ("n_jobs", "n_kills"), [(30, 6), pytest.param(200, 50, marks=[pytest.mark.long])], ids=["6", "50"]
 )
 def test_killed_workers_lose_and_double_nothing(tmp_path: Path, n_jobs: int, n_kills: int) -> None:
     """Every job is done, with one SEG and one SR that both arrived; a job that was set aside is released by hand."""
