@@ -1,16 +1,15 @@
 """What a claim costs while 100,000 jobs wait, what a whole job costs beside huey, and C-STORE beside backup and purge.
 
     python benchmarks/queue.py [--quick] [--jobs N] [--claims N] [--only PART ...] [--scratch FOLDER]
-                               [--backup COMMAND] [--purge COMMAND]
 
 A claim, an enqueued job and a completed one are each one durable transaction. The claim is measured with every job in
 reach, and with nine of ten behind a pause. huey, the peer, keeps its queue in SQLite with fsync, too; it is installed
 from PyPI into a virtual environment of its own, below the scratch folder. It removes a task when a worker takes it: one
 that is killed then has lost its task, so the two do not promise the same.
 
-The last part is that of response.py (eight senders at 1 Gbit/s in sum, inference) while a database of many rows is
-copied over and over and old files are deleted. `--backup` and `--purge` replace the two commands; {config}, {file} and
-{folder} stand for the node's configuration, the copy's path and the folder of old files.
+The last part is that of response.py (eight senders at 1 Gbit/s in sum, inference) while the node's own backup copies
+and checks a database of many rows over and over, its own retention purges the studies in it one after the other, and
+old files are deleted as fast as new ones come.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -80,18 +78,31 @@ print(json.dumps(times))
 BACKUP = """
 import sys, time
 from pathlib import Path
-import pysqlite3
-copy = Path(sys.argv[2])
+from dicom_node.app import open_node
+from dicom_node.backup import backup
+node, copy = open_node(Path(sys.argv[1])), Path(sys.argv[2])
 while True:
     copy.unlink(missing_ok=True)
-    connection = pysqlite3.connect(sys.argv[1])
-    connection.execute("VACUUM INTO ?", (str(copy),))
-    connection.close()
+    backup(node.database, copy, clock=node.clock)
     with copy.with_suffix(".count").open("a") as count:
         count.write("x")
     time.sleep(0.5)
 """
-"""Copies a database over and over, and counts the copies."""
+"""Copies and checks the records over and over, and counts the copies."""
+
+RETENTION = """
+import sys, time
+from pathlib import Path
+from dicom_node.app import open_node
+node = open_node(Path(sys.argv[1]))
+old = [one.study_instance_uid for one in node.studies.list() if one.state == "complete"]
+for uid in reversed(old):
+    node.retention.purge(uid)
+    with Path(sys.argv[2]).open("a") as count:
+        count.write("x")
+    time.sleep(0.02)
+"""
+"""Purges the oldest studies one after the other, and counts them."""
 
 
 def enqueue_many(database: Database, count: int) -> None:
@@ -202,20 +213,6 @@ def measure_whole_jobs(report: Report, folder: Path, count: int) -> None:
     report.add_table("Enqueue, claim and complete", ("queue", "median ms", "jobs a second"), rows)
 
 
-def backup_command(options: argparse.Namespace, node: RunningNode, copy: Path) -> list[str]:
-    """Return what makes backups while it runs: the seam for the node's own command."""
-    if options.backup:
-        return shlex.split(options.backup.format(config=node.config_file, file=copy, folder=""))
-    return [sys.executable, "-c", BACKUP, str(node.data / "records.sqlite"), str(copy)]
-
-
-def purge_command(options: argparse.Namespace, node: RunningNode, old: Path, per_s: float) -> list[str]:
-    """Return what deletes old files while it runs: the seam for the node's own command."""
-    if options.purge:
-        return shlex.split(options.purge.format(config=node.config_file, file="", folder=old))
-    return [sys.executable, "-c", response.PURGE, str(old), str(per_s)]
-
-
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[None]:
     """Run a program beside what is measured."""
@@ -244,19 +241,23 @@ def measure_store(report: Report, folder: Path, options: argparse.Namespace) -> 
     ):
         phantoms = response.Phantoms(node.port, response.make_phantom(folder / "phantom"))
         response.warm_up(node, phantoms)
-        beside.enter_context(running(backup_command(options, node, copy)))
-        beside.enter_context(running(purge_command(options, node, old, per_s)))
+        beside.enter_context(running([sys.executable, "-c", BACKUP, str(node.config_file), str(copy)]))
+        beside.enter_context(running([sys.executable, "-c", RETENTION, str(node.config_file), str(folder / "purged")]))
+        beside.enter_context(running([sys.executable, "-c", response.PURGE, str(old), str(per_s)]))
         answers = response.send_all(node.port, template, phantoms, options)
         beside.close()
-        copies = copy.with_suffix(".count").stat().st_size if copy.with_suffix(".count").exists() else 0
-        purged = count - sum(1 for _ in old.iterdir())
+        copies, studies = _size(copy.with_suffix(".count")), _size(folder / "purged")
+        deleted = count - sum(1 for _ in old.iterdir())
     response.judge(report, answers, size_bytes=size_bytes, options=options)
-    report.figures |= {"copies": copies, "purged": purged}
-    # A load that was not there proves nothing; what a command of its own did, only it can tell.
-    if not options.backup:
-        report.targets.append(Target(name="backups meanwhile", value=copies, at_least=1))
-    if not options.purge:
-        report.targets.append(Target(name="files purged meanwhile", value=purged, at_least=count / 2))
+    report.figures |= {"copies": copies, "studies_purged": studies, "files_deleted": deleted}
+    # A load that was not there proves nothing.
+    report.targets.append(Target(name="backups meanwhile", value=copies, at_least=1))
+    report.targets.append(Target(name="studies purged meanwhile", value=studies, at_least=1))
+    report.targets.append(Target(name="files deleted meanwhile", value=deleted, at_least=count / 2))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _database(path: Path) -> Database:
@@ -272,8 +273,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=QUEUED, help="queued while claims are measured")
     parser.add_argument("--claims", type=int)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--backup", help="a command that makes backups while it runs")
-    parser.add_argument("--purge", help="a command that deletes old files while it runs")
     parser.add_argument("--senders", type=int, default=8, help="associations that send at once")
     parser.add_argument("--gbit-per-s", type=float, default=1.0, help="of all senders together")
     parser.add_argument("--seconds", type=float, help="of C-STORE")

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from sqlalchemy import select
 
 from benchmarks import job_queue as queue
+from benchmarks.index import fill
 from benchmarks.measure import Report
 from dicom_node.clock import SystemClock
 from dicom_node.records import Jobs, NewJob, Studies, open_database
 from dicom_node.records.schema import job
 from dicom_node.study import JobInput
+from tests.peers import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -58,16 +57,20 @@ def test_rows_that_are_written_in_bulk_are_those_of_the_program(tmp_path: Path) 
     assert filled(own) | {"series_instance_uid"} == filled(bulk)
 
 
-def test_backup_and_purge_are_replaced_by_commands(tmp_path: Path) -> None:
-    """What is injected is run with the node's configuration, the copy's path and the folder."""
-    node: Any = SimpleNamespace(config_file=tmp_path / "config.toml", data=tmp_path / "data")
-    options = argparse.Namespace(backup="keep {config} {file}", purge="drop {config} {folder}")
-    copy, old = tmp_path / "copy", tmp_path / "old"
-    assert ["keep", str(node.config_file), str(copy)] == queue.backup_command(options, node, copy)
-    assert ["drop", str(node.config_file), str(old)] == queue.purge_command(options, node, old, 10.0)
-    default = argparse.Namespace(backup=None, purge=None)
-    assert str(tmp_path / "data" / "records.sqlite") in queue.backup_command(default, node, copy)
-    assert str(old) in queue.purge_command(default, node, old, 10.0)
+def test_backup_and_retention_work_on_the_records_that_are_measured(tmp_path: Path) -> None:
+    """Both programs run until they are ended, and count what they did: a checked copy, and studies that are purged."""
+    config, copy, purged = tmp_path / "config.toml", tmp_path / "copy.sqlite", tmp_path / "purged"
+    config.write_text("")
+    database = open_database(tmp_path / "var" / "records.sqlite", clock=SystemClock())
+    (tmp_path / "var").mkdir()
+    database.migrate()
+    fill(database, queue.Studio(2), 1000)
+    with (
+        queue.running([sys.executable, "-c", queue.BACKUP, str(config), str(copy)]),
+        queue.running([sys.executable, "-c", queue.RETENTION, str(config), str(purged)]),
+    ):
+        assert eventually(lambda: copy.with_suffix(".count").exists() and purged.exists(), timeout_s=30)
+    assert "purged" in {one.state for one in Studies(database).list()}
 
 
 @pytest.mark.parametrize("name", ["queue", "index"])
