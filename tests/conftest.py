@@ -5,6 +5,7 @@ A fixture that names a peer skips its test where the peer is absent, or fails it
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,19 @@ import pytest
 from tests import peers
 
 SHARED_DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def log_restored() -> Iterator[None]:
+    """Give back the loggers as they were: a command that serves points them at the standard error of its test."""
+    names = ("dicom_node", "pynetdicom", "pydicom", "highdicom")
+    before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in names}
+    propagate = logging.getLogger("dicom_node").propagate
+    yield
+    for name, (level, handlers) in before.items():
+        logging.getLogger(name).setLevel(level)
+        logging.getLogger(name).handlers[:] = handlers
+    logging.getLogger("dicom_node").propagate = propagate
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -127,20 +126,7 @@ def test_another_process_with_the_same_pid_is_another() -> None:
 MARKED_NAME = "ZZMARKEDPATIENT"
 
 
-@pytest.fixture
-def log_restored() -> Iterator[None]:
-    """Give back the loggers as they were."""
-    names = ("dicom_node", "pynetdicom", "pydicom", "highdicom")
-    before = {name: (logging.getLogger(name).level, list(logging.getLogger(name).handlers)) for name in names}
-    propagate = logging.getLogger("dicom_node").propagate
-    yield
-    for name, (level, handlers) in before.items():
-        logging.getLogger(name).setLevel(level)
-        logging.getLogger(name).handlers[:] = handlers
-    logging.getLogger("dicom_node").propagate = propagate
-
-
-def test_a_log_line_is_one_json_object(log_restored: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_log_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
     """Action, role, level, time and the values stand in one line on standard error."""
     logs.start_logging()
     logs.Log("receiver").warning("instance_refused", sop_instance_uid="1.2.3", status=0xA700)
@@ -159,7 +145,7 @@ def test_a_log_line_is_one_json_object(log_restored: None, capsys: pytest.Captur
 @pytest.mark.parametrize(
     "key", ["patient_name", "PatientName", "patient_id", "accession_number", "dataset", "birth_date", "description"]
 )
-def test_a_patient_attribute_cannot_be_logged(key: str, log_restored: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_patient_attribute_cannot_be_logged(key: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An attribute that is not on the list raises where it is written, and nothing gets out."""
     logs.start_logging()
     for write in (logs.Log("worker").info, logs.Log("worker").warning, logs.Log("worker").error):
@@ -175,7 +161,7 @@ def test_no_allowed_key_is_a_patient_attribute() -> None:
 
 
 @pytest.mark.parametrize("library", ["pynetdicom.acse", "pydicom", "highdicom.seg.sop"])
-def test_foreign_libraries_do_not_speak(library: str, log_restored: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_foreign_libraries_do_not_speak(library: str, caplog: pytest.LogCaptureFixture) -> None:
     """They print identifiers: not even their errors reach any handler."""
     logs.start_logging()
     logging.getLogger(library).error("identifier: %s", MARKED_NAME)
