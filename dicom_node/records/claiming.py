@@ -69,7 +69,26 @@ def _heads() -> Select[Any]:
     return select(job.c.id, job.c.lane).join(heads, job.c.id == heads.c.id).order_by(job.c.rank, job.c.due_at, job.c.id)
 
 
+# Made once: to build a statement and find it in the cache costs as much as to execute it.
 _HEADS: Final = _heads()
+_BUSY: Final = select(job.c.lane, func.count()).where(job.c.state == RUNNING).group_by(job.c.lane)
+_TAKE: Final = (
+    update(job)
+    .where(job.c.id == bindparam("taken"), job.c.state == JobState.QUEUED)
+    .values(
+        state=RUNNING,
+        token=job.c.token + 1,
+        attempts=job.c.attempts + 1,
+        worker=bindparam("by"),
+        lease_s=bindparam("for_s"),
+        leased_until=bindparam("until"),
+        started_at=bindparam("now"),
+        not_before=None,
+        reason=None,
+    )
+    .returning(job)
+)
+_BEGIN_ATTEMPT: Final = insert(attempt)
 
 
 def claim_next(
@@ -77,24 +96,14 @@ def claim_next(
 ) -> Row[Any] | None:
     """Give the next job to `worker`; return its row, or None when nothing may run now."""
     while (job_id := _next(connection, engine_slots, now)) is not None:
-        take = update(job).where(job.c.id == job_id, job.c.state == JobState.QUEUED)
-        row = connection.execute(
-            take.values(
-                state=RUNNING,
-                token=job.c.token + 1,
-                attempts=job.c.attempts + 1,
-                worker=worker,
-                lease_s=lease_s,
-                leased_until=now + timedelta(seconds=lease_s),
-                started_at=now,
-                not_before=None,
-                reason=None,
-            ).returning(job)
-        ).first()
+        until = now + timedelta(seconds=lease_s)
+        lease = {"taken": job_id, "by": worker, "for_s": lease_s, "until": until, "now": now}
+        row = connection.execute(_TAKE, lease).first()
         if row is not None:  # else another has just taken it
             said = f"attempt {row.attempts} of {row.max_attempts}"
             add_event(connection, row.id, JobEvent.CLAIM, JobState.QUEUED, RUNNING, now, actor=worker, reason=said)
-            connection.execute(insert(attempt).values(job_id=row.id, token=row.token, worker=worker, started_at=now))
+            begun = {"job_id": row.id, "token": row.token, "worker": worker, "started_at": now}
+            connection.execute(_BEGIN_ATTEMPT, begun)
             return row
     return None
 
@@ -116,8 +125,7 @@ def _next(connection: Connection, engine_slots: Mapping[str, int], now: datetime
 
 def _busy(connection: Connection) -> Counter[str]:
     """Return how many jobs run on each engine, in all processes that share these records."""
-    running = select(job.c.lane, func.count()).where(job.c.state == RUNNING).group_by(job.c.lane)
     busy: Counter[str] = Counter()
-    for lane, count in connection.execute(running):
+    for lane, count in connection.execute(_BUSY):
         busy[Lane.parse(lane).engine] += count
     return busy

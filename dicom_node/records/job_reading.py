@@ -39,7 +39,7 @@ def claimed_job(row: Row[Any]) -> ClaimedJob:
         plugin=row.plugin,
         plugin_version=row.plugin_version,
         parameters=row.parameters,
-        input=input_from_json(row.input),
+        pinned=row.input,
         input_digest=row.input_digest,
         config_digest=row.config_digest,
         generation=row.generation,

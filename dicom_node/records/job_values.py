@@ -70,7 +70,8 @@ class ClaimedJob:
     plugin: str
     plugin_version: str
     parameters: Mapping[str, Any]
-    input: JobInput
+    pinned: Mapping[str, Any]
+    """`input` as its row keeps it: a claim does not wait for a path of each image."""
     input_digest: str
     config_digest: str
     generation: int
@@ -79,6 +80,11 @@ class ClaimedJob:
     destinations: Mapping[str, tuple[str, ...]]
     queued_at: datetime
     leased_until: datetime
+
+    @property
+    def input(self) -> JobInput:
+        """The exact list of versions that it reads."""
+        return input_from_json(self.pinned)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

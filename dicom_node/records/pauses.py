@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -18,6 +18,9 @@ from dicom_node.records.database import Database
 from dicom_node.records.schema import pause
 
 PauseKind: TypeAlias = Literal["plugin", "route", "destination"]
+
+_READ: Final = select(pause).order_by(pause.c.kind, pause.c.name)
+"""Made once; each claim executes it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +75,7 @@ class Pauses:
 
 def read_pauses(connection: Connection) -> tuple[PauseRow, ...]:
     """Return what is paused, by kind and name."""
-    rows = connection.execute(select(pause).order_by(pause.c.kind, pause.c.name))
+    rows = connection.execute(_READ)
     return tuple(PauseRow(kind=one.kind, name=one.name, actor=one.actor, reason=one.reason, at=one.at) for one in rows)
 
 

@@ -38,6 +38,8 @@ _SAID: Final[Mapping[JobEvent, str]] = {
 }
 """What an event says of itself when nobody gave a reason."""
 
+_ADD_EVENT: Final = insert(job_event)
+
 NODE: Final = "node"
 """Who acts when it is neither a worker nor an administrator."""
 
@@ -114,7 +116,7 @@ def add_event(
 ) -> None:
     """Append to the job's story: what happened, who did it, and why in words. Nothing ever changes such a row."""
     said = {"from_state": from_state, "to_state": to_state, "actor": actor, "reason": reason}
-    connection.execute(insert(job_event).values(job_id=job_id, event=event, at=now, **said))
+    connection.execute(_ADD_EVENT, {"job_id": job_id, "event": event, "at": now, **said})
 
 
 def end_attempt(

@@ -668,7 +668,7 @@ def _ended(deliveries: Any) -> JobState:
 
 @pytest.mark.parametrize(
     ("examples", "steps"),
-    [(32, 80), pytest.param(240, 100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
+    [(45, 80), pytest.param(260, 100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
     ids=["2000", "20000"],
 )
 def test_no_walk_breaks_the_queue(examples: int, steps: int) -> None:
