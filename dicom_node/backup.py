@@ -12,7 +12,9 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,8 @@ from dicom_node.processes import alone, locked
 from dicom_node.records import Database, Purges, Studies, open_database
 
 _BATCH: Final = 256
+_WRITE_OUT_S: Final = 0.02
+"""Between two flushes of a copy under way: a few megabytes each."""
 _SIDES: Final = ("-wal", "-shm", "")
 """What belongs to a SQLite file; the file itself goes last."""
 
@@ -63,7 +67,8 @@ def backup(database: Database, target: Path, *, clock: Clock) -> None:
     try:
         make_folders(target.parent)
         part.unlink(missing_ok=True)
-        database.copy_to(part)
+        with _written_out(part):
+            database.copy_to(part)
         _check(part, clock)
         _synchronise(part)
         part.rename(target)
@@ -158,6 +163,32 @@ def _check(copy: Path, clock: Clock) -> str:
     if found.schema == "empty":
         raise RecordsError("the file is no backup: it has none of the tables of the records")
     return found.schema
+
+
+@contextmanager
+def _written_out(file: Path) -> Iterator[None]:
+    """Bring a file to the disk while it grows: all of it at once would hold up every scanner meanwhile."""
+    done = threading.Event()
+    failures: list[OSError] = []
+
+    def follow() -> None:
+        while not done.wait(_WRITE_OUT_S) and not failures:
+            try:
+                _synchronise(file)
+            except FileNotFoundError:
+                continue  # not yet
+            except OSError as error:  # the next fsync would not tell of it
+                failures.append(error)
+
+    thread = threading.Thread(target=follow, name="backup", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def _synchronise(file: Path) -> None:

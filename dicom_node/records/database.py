@@ -136,7 +136,7 @@ class Database:
             )
 
     def copy_to(self, target: Path) -> None:
-        """Write a consistent copy to a new file, while others read and write.
+        """Write a consistent copy to a new file, while others read and write; to make it durable is the caller's.
 
         Raises
         ------
@@ -150,10 +150,13 @@ class Database:
         with _operational_errors(), closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             cursor.execute("PRAGMA query_only = 0")
+            cursor.execute("PRAGMA synchronous = OFF")  # of the copy: whoever asked for it makes it durable
             try:
                 cursor.execute("VACUUM INTO ?", (str(target),))  # one moment of the database; no writer waits for it
             except pysqlite3.OperationalError as error:
                 raise RecordsError(f"the database cannot be copied: {error}") from error
+            finally:
+                cursor.execute("PRAGMA synchronous = FULL")
 
     def counters(self) -> dict[str, int]:
         """Return the number of rows of each table."""

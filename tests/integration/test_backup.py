@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from sqlalchemy import text, update
 
 from dicom_node.backup import Nightly, backup, restore
 from dicom_node.clock import ManualClock
-from dicom_node.errors import NotFoundError, RecordsError, SchemaError, UsageError
+from dicom_node.errors import NotFoundError, RecordsError, SchemaError, StorageError, UsageError
 from dicom_node.logs import Log
 from dicom_node.processes import alone, serving
 from dicom_node.records import Database, open_database
@@ -69,6 +70,30 @@ def test_writers_do_not_wait_for_a_backup(site: Site, tmp_path: Path) -> None:
         done.set()
         thread.join()
     assert 30 == site.records.studies.show("1.5").n_instances
+
+
+def test_a_copy_that_the_disk_lost_under_way_is_none(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flush while it grows fails once, and later ones would succeed: an error all the same, and no file."""
+    flushes = iter([OSError(errno.EIO, "lost")])
+    copy_to, failed = Database.copy_to, threading.Event()
+
+    def flush(file: Path) -> None:
+        file.stat()  # not there yet: no failure of the disk
+        for error in flushes:
+            failed.set()
+            raise error
+
+    def copy(database: Database, target: Path) -> None:
+        copy_to(database, target)
+        assert failed.wait(10)
+
+    monkeypatch.setattr("dicom_node.backup._synchronise", flush)
+    monkeypatch.setattr(Database, "copy_to", copy)
+    with pytest.raises(StorageError, match="writing a backup"):
+        backup(site.records.database, tmp_path / "copies" / "one.sqlite", clock=site.clock)
+    assert [] == list((tmp_path / "copies").iterdir())
 
 
 def test_a_backup_replaces_nothing(site: Site, tmp_path: Path) -> None:
