@@ -80,6 +80,8 @@ import sys, time
 from pathlib import Path
 from dicom_node.app import open_node
 from dicom_node.backup import backup
+from dicom_node.processes import give_way
+give_way()  # as the loops of the worker do
 node, copy = open_node(Path(sys.argv[1])), Path(sys.argv[2])
 while True:
     copy.unlink(missing_ok=True)
@@ -96,6 +98,8 @@ from pathlib import Path
 from contextlib import suppress
 from dicom_node.app import open_node
 from dicom_node.errors import IllegalTransitionError
+from dicom_node.processes import give_way
+give_way()
 node = open_node(Path(sys.argv[1]))
 old = [one.study_instance_uid for one in node.studies.list() if one.state == "complete"]
 for uid in reversed(old):

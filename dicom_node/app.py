@@ -325,10 +325,10 @@ class Node:
             roles.Loop(name="reload", step=reload.step, idle_s=STEP_S),
             roles.Loop(name="decide", step=decision.step, idle_s=STEP_S),
             roles.Loop(name="expect", step=expectations.step, idle_s=STEP_S),
-            roles.Loop(name="compare", step=compare.step, idle_s=WATCH_S),
+            roles.Loop(name="compare", step=compare.step, idle_s=WATCH_S, gives_way=True),
             roles.Loop(name="watch", step=watch.step, idle_s=WATCH_S),
-            roles.Loop(name="backup", step=self._nightly().step, idle_s=PURGE_S),
-            roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S),
+            roles.Loop(name="backup", step=self._nightly().step, idle_s=PURGE_S, gives_way=True),
+            roles.Loop(name="purge", step=self.retention.step, idle_s=PURGE_S, gives_way=True),
             *(roles.Loop(name=f"slot-{number}", step=work.step, idle_s=STEP_S) for number in range(count)),
         ]
         return roles.LoopingRole(loops, log=log, before=before, after=after)

@@ -29,7 +29,10 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def give_way() -> None:
-    """Let the present process run behind those that scanners wait for; in vain where a sandbox forbids to say so."""
+    """Let the present thread, and what it starts, run behind those that scanners wait for.
+
+    On Linux niceness belongs to threads. In vain where a sandbox forbids to say so.
+    """
     with suppress(OSError):
         os.nice(_BEHIND)
 

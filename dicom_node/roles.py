@@ -17,7 +17,7 @@ from typing import Protocol
 
 from dicom_node.clock import Clock
 from dicom_node.logs import Log
-from dicom_node.processes import die_with_parent
+from dicom_node.processes import die_with_parent, give_way
 
 RESTART_S = 2.0
 """A role that ended is started again after this long."""
@@ -45,6 +45,8 @@ class Loop:
     step: Callable[[], bool]
     """Does one piece of work; returns whether there was any."""
     idle_s: float
+    gives_way: bool = False
+    """Its thread runs behind all that somebody waits for."""
 
 
 class LoopingRole:
@@ -88,6 +90,8 @@ class LoopingRole:
 
     def _repeat(self, loop: Loop, stop: threading.Event) -> None:
         """Repeat a step; a process boundary: an error in one is logged and the loop goes on."""
+        if loop.gives_way:
+            give_way()
         while not stop.is_set():
             try:
                 worked = loop.step()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
+from dicom_node.logs import Log
+from dicom_node.roles import Loop, LoopingRole
 from tests import peers
 
 SANDBOXED = "from dicom_node.processes import give_way; give_way(); print('alive')"
@@ -54,3 +59,21 @@ def test_what_is_settled_is_walked_over_no_more() -> None:
         "assert gone() is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_a_loop_that_gives_way_does_so_alone() -> None:
+    """Niceness is its thread's: the loop beside it keeps that of the process."""
+    stop, found = threading.Event(), {}
+
+    def note(name: str) -> bool:
+        found[name] = os.nice(0)
+        if len(found) == 2:
+            stop.set()
+        return False
+
+    loops = [
+        Loop(name=name, step=partial(note, name), idle_s=0.01, gives_way=name == "backup")
+        for name in ("decide", "backup")
+    ]
+    LoopingRole(loops, log=Log("test")).run(stop)
+    assert os.nice(0) == found["decide"] < found["backup"]
