@@ -13,8 +13,9 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.dsutils import encode
 
+from dicom_node.app import Node
 from dicom_node.config.schema import Address, Peer
-from dicom_node.dimse import find, pdu
+from dicom_node.dimse import count_instances, find, pdu
 from dicom_node.dimse.command import Command, decoded, find_request
 from dicom_node.dimse.find import STUDY_ROOT_FIND
 from dicom_node.errors import QueryError, UnreachableError, UsageError
@@ -55,6 +56,11 @@ def test_pacs_tells_how_many_instances_it_holds(tmp_path: Path, orthanc: Callabl
     images = ask(pacs.dicom_port, "IMAGE", keys)
     assert ["1.2.3.4.1", "1.2.3.4.2", "1.2.3.4.3"] == sorted(one.SOPInstanceUID for one in images)
     assert [] == ask(pacs.dicom_port, keys={**STUDY_KEYS, "StudyInstanceUID": "9.9.9"})
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[[peer]]\nname = "pacs"\nae_title = "ORTHANC"\naddress = "127.0.0.1:{pacs.dicom_port}"\n', encoding="utf-8"
+    )
+    assert {series[0].SeriesInstanceUID: 3} == Node(config)._held_by("pacs", study_uid)
 
 
 @contextmanager
@@ -100,6 +106,21 @@ def test_refused_query_is_no_empty_answer(status: int) -> None:
     """A PACS that may not be asked, or is short of something, has not said that it holds nothing."""
     with answering([(0xFF00, described("A")), (status, None)]) as (port, _), pytest.raises(QueryError, match="refuses"):
         ask(port)
+
+
+def test_a_pacs_that_does_not_count_is_asked_for_the_instances() -> None:
+    """A series without the optional count is asked for its instances; reports and what has no UID are left out."""
+    told, silent, report, nameless = Dataset(), Dataset(), Dataset(), Dataset()
+    told.SeriesInstanceUID, told.Modality, told.NumberOfSeriesRelatedInstances = "1.2.3.1", "CT", 7
+    silent.SeriesInstanceUID, silent.Modality = "1.2.3.2", "CT"
+    report.SeriesInstanceUID, report.Modality, report.NumberOfSeriesRelatedInstances = "1.2.3.3", "SR", 1
+    nameless.Modality, nameless.NumberOfSeriesRelatedInstances = "CT", 5
+    with answering([*((0xFF00, one) for one in (told, silent, report, nameless)), (0x0000, None)]) as (port, asked):
+        peer = Peer(name="pacs", ae_title="PACS", address=Address(host="127.0.0.1", port=port))
+        counts = count_instances(peer, "1.2.3", calling_ae="NODE", timeout_s=20)
+    assert {"1.2.3.1": 7, "1.2.3.2": 4} == counts  # this peer answers every question with the same four
+    assert ["SERIES", "IMAGE"] == [one.QueryRetrieveLevel for one in asked]
+    assert "1.2.3.2" == asked[1].SeriesInstanceUID
 
 
 def test_peer_without_queries_is_told() -> None:
