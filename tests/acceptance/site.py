@@ -99,6 +99,15 @@ class Site:
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
+    def pid_of(self, role: str) -> int:
+        """Return the process that has a role; 0 while there is none."""
+        assert self._process is not None
+        for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
+            words = Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0")
+            if [b"--role", role.encode()] in [words[at : at + 2] for at in range(len(words))]:
+                return int(child)
+        return 0
+
     def kill(self) -> None:
         """End every process of the node at once, as a power cut would: SIGKILL to the whole group."""
         assert self._process is not None

@@ -7,17 +7,21 @@ its life at most, at a moment drawn within the phase; seeds are fixed, so that t
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 
+import pydicom
 import pytest
 from pynetdicom.dsutils import split_dataset
 
+from benchmarks import upper_layer
 from tests import peers
 from tests.acceptance.site import Site
 from tests.acceptance.variants import Variant
@@ -164,3 +168,35 @@ def test_kills_lose_and_double_nothing(orthanc, site, storescu, small_study, kil
         if survived >= kills:
             break
     assert survived >= kills
+
+
+def test_a_receiver_killed_in_mid_study_makes_no_early_job(orthanc, site, storescu, small_study):
+    """Half of a study is here when its receiver dies: the worker, which lives on, waits and reads all of it once."""
+    pacs = orthanc()
+    node = site(pacs=pacs, quiet_s=QUIET_S)
+    node.start()
+    study = small_study()
+    half = study.files[: len(study.files) // 2]
+    headers = [pydicom.dcmread(file, stop_before_pixels=True) for file in half]
+    contexts = {1: (headers[0].SOPClassUID, headers[0].file_meta.TransferSyntaxUID)}
+    with upper_layer.associate(node.port, called="DICOM_NODE", calling="STORESCU", contexts=contexts) as connection:
+        sender = upper_layer.Association(connection)
+        for file, header in zip(half, headers, strict=True):
+            _meta, offset = split_dataset(file)
+            data_set = memoryview(file.read_bytes())[offset:]
+            names = {"sop_class_uid": header.SOPClassUID, "sop_instance_uid": header.SOPInstanceUID}
+            assert 0 == sender.store(data_set, **names)
+        os.kill(node.pid_of("receiver"), signal.SIGKILL)
+    node.wait_until(lambda: _count(node, study, "instance") == len(half), "what was acknowledged has its rows")
+    time.sleep(QUIET_S + 2)  # the quiet time alone would decide meanwhile
+    assert [] == node.jobs(study.uid)
+    node.wait_until(lambda: node.pid_of("receiver") > 0, "a receiver again")
+    scanner = Scanner(storescu, node, study)
+    scanner.start()
+    scanner.wait()
+    assert set(study.files) == scanner.acknowledged
+    node.wait_until(lambda: _has_job_in(node, study, "done"), "the study is done", timeout_s=180)
+    node.wait_until_at_rest()
+    assert 1 == len(node.jobs(study.uid))
+    _assert_nothing_lost(node, study)
+    _assert_nothing_doubled(node, pacs, study)
