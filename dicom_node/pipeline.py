@@ -6,7 +6,7 @@
     Dispatch    a result is claimed: it is sent, and the answer written down
 
 Each chapter is a class whose `step` does one piece of work and says whether there was any; `roles` repeats it.
-Hand-over between stages happens here alone. Nothing here knows SQL, sockets or pixels.
+Hand-over between stages happens here and in `decision` alone. Nothing here knows SQL, sockets or pixels.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Work:
             self._log.warning("job.lost", job_id=job.id)
         except DicomNodeError as error:
             self._end(job, error)
-        except Exception as error:
+        except Exception as error:  # boundary: one job; it fails with the reason
             self._end(job, DicomNodeError(f"unexpected {type(error).__name__}: {error}"))
         else:
             self._log.info("job.ended", job_id=job.id, state=state)

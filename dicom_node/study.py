@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 DicomJson: TypeAlias = Mapping[str, Mapping[str, Any]]
 """A data set without bulk data in the DICOM JSON model (PS3.18 F.2)."""
@@ -168,6 +168,13 @@ class StudyView:
     series: tuple[SeriesView, ...]
     first_received: datetime
     last_received: datetime
+
+
+ArrivalEnd: TypeAlias = Literal["released", "aborted", "orphaned", "open", "unknown"]
+"""How the association that brought the last image of a series ended; "unknown" when there is no row of it."""
+
+MOST_PAUSE_S: Final = 600.0
+"""A longer pause is no habit of sending: what comes then is late, and reopens its series."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,8 @@ from sqlalchemy import Connection, Row, select
 
 from dicom_node.ids import ProcessIdentity
 from dicom_node.records.schema import association, association_study, instance, series
-from dicom_node.records.study_values import ArrivalEnd, LiveAssociation, SeriesEvidence, StudyEvidence
+from dicom_node.records.study_values import LiveAssociation, SeriesEvidence, StudyEvidence
+from dicom_node.study import ArrivalEnd
 
 
 def evidence_of(connection: Connection, row: Row[Any]) -> StudyEvidence:

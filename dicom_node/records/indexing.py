@@ -18,10 +18,10 @@ from sqlalchemy import Column, Connection, Row, delete, insert, select, update
 
 from dicom_node.records.holding import hold_if_two_patients
 from dicom_node.records.schema import association, association_study, instance, series, study
-from dicom_node.records.study_values import MOST_PAUSE_S, planes_of
+from dicom_node.records.study_values import planes_of
 from dicom_node.records.versions import OnConflict, Version, why_kept_back
 from dicom_node.records.withdrawing import forget_expired, rejections
-from dicom_node.study import FiledInstance, InstanceDescription
+from dicom_node.study import MOST_PAUSE_S, FiledInstance, InstanceDescription
 
 Indexed: TypeAlias = tuple[FiledInstance, InstanceDescription]
 KeptBack: TypeAlias = tuple[FiledInstance, str]

@@ -10,15 +10,9 @@ from statistics import median
 from typing import Literal, TypeAlias
 
 from dicom_node.ids import ProcessIdentity
-from dicom_node.study import DicomJson, Frame
+from dicom_node.study import ArrivalEnd, DicomJson, Frame
 
 StudyState: TypeAlias = Literal["receiving", "complete", "held", "purged"]
-
-ArrivalEnd: TypeAlias = Literal["released", "aborted", "orphaned", "open", "unknown"]
-"""How an association ended; "unknown" when there is no row of it."""
-
-MOST_PAUSE_S = 600.0
-"""What comes after a longer pause is late, and no rhythm of its sender."""
 
 Plane: TypeAlias = Sequence[Sequence[float]]
 """[position, orientation] of one frame as the database keeps it: LPS, mm."""

@@ -12,13 +12,12 @@ from dicom_node.routing.completeness import (
     assess,
 )
 from dicom_node.routing.explain import as_json, lines, reason, why_not
-from dicom_node.routing.habits import MOST_PAUSE_S, Habit, PastSeries, habit_of
+from dicom_node.routing.habits import Habit, PastSeries, habit_of
 from dicom_node.routing.rates import RATE_WINDOW, over_rate
 from dicom_node.routing.rules import Forward, Outcome, RouteDecision, apply_routes, choose_series, judge_series
 from dicom_node.routing.stack import Stack, stack_of
 
 __all__ = [
-    "MOST_PAUSE_S",
     "RATE_WINDOW",
     "AssociationEvidence",
     "Completeness",

@@ -23,8 +23,9 @@ from enum import StrEnum
 from typing import Final, TypeAlias
 
 from dicom_node.config.schema import Complete
-from dicom_node.routing.habits import ENOUGH, MOST_PAUSE_S, End, Habit
+from dicom_node.routing.habits import ENOUGH, Habit
 from dicom_node.routing.stack import Stack
+from dicom_node.study import MOST_PAUSE_S, ArrivalEnd
 
 IDLE_S: Final = 30.0
 """An association without network activity for this long holds nothing open; gateways keep them open all day."""
@@ -70,7 +71,7 @@ class SeriesEvidence:
     """Times that an association turned to it: 1 when it came in one go."""
     longest_pause_s: float = 0.0
     """Between two of its instances."""
-    end: End = "unknown"
+    end: ArrivalEnd = "unknown"
     """Of the association that brought its last instance."""
     is_decided: bool = False
     """It was complete as it stands: only its study is still waited for."""

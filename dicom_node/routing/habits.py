@@ -10,17 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-End: TypeAlias = Literal["released", "aborted", "orphaned", "open", "unknown"]
-"""How the association that brought the last image of a series ended."""
+from dicom_node.study import MOST_PAUSE_S, ArrivalEnd
 
 LATEST: Final = 50
 """Series of an AE title that its habit is made of."""
 ENOUGH: Final = 5
 """Series from which on a habit counts as one."""
-MOST_PAUSE_S: Final = 600.0
-"""A longer pause is no habit of sending: what comes then is late, and reopens its series."""
 _MARGIN: Final = 1.5
 """Of a learned pause: the next one may be longer."""
 _MOST_OF: Final = 0.95
@@ -35,7 +32,7 @@ class PastSeries:
     """Times that an association turned to it: parts that it came in, and rounds when series were shuffled."""
     longest_pause_s: float
     """Between two of its images, at most MOST_PAUSE_S."""
-    end: End
+    end: ArrivalEnd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +90,7 @@ def habit_of(series: Sequence[PastSeries]) -> Habit:
     )
 
 
-def _share(series: Sequence[PastSeries], end: End) -> float:
+def _share(series: Sequence[PastSeries], end: ArrivalEnd) -> float:
     return sum(one.end == end for one in series) / len(series)
 
 

@@ -205,16 +205,27 @@ def _decide_each(
         return [replace(common, series_instance_uid=one.series_instance_uid) for one in series]
     prefer = _prefer(route, requirement)
     choice = choose_series(series, route.series, requirement, prefer)
+    winner = choice.chosen if prefer else None
+    return _of_each(common, series, choice, winner, lambda decision, one: replace(decision, images=one.image_digests))
+
+
+def _of_each(
+    common: RouteDecision,
+    series: Sequence[SeriesView],
+    choice: SeriesChoice,
+    winner: SeriesView | None,
+    take: Callable[[RouteDecision, SeriesView], RouteDecision],
+) -> list[RouteDecision]:
+    """Return a decision for each series; `take` completes those that match, or the `winner` of them if there is one."""
     decisions = []
     for one, verdict in zip(series, choice.verdicts, strict=True):
         decision = replace(
             common, series_instance_uid=one.series_instance_uid, series=(verdict,), outcome=verdict.outcome
         )
-        if verdict.outcome is Outcome.MATCHED and prefer and choice.chosen and one is not choice.chosen:
-            winner = choice.chosen.series_instance_uid
-            decision = replace(decision, outcome=Outcome.NOT_MATCHED, preferred=winner)
+        if verdict.outcome is Outcome.MATCHED and winner is not None and one is not winner:
+            decision = replace(decision, outcome=Outcome.NOT_MATCHED, preferred=winner.series_instance_uid)
         elif verdict.outcome is Outcome.MATCHED:
-            decision = replace(decision, images=one.image_digests)
+            decision = take(decision, one)
         decisions.append(decision)
     return decisions
 
@@ -242,20 +253,11 @@ def _forward_each(
     common = _decision_about_study(study, route, None, now)
     if common.outcome is not Outcome.MATCHED:
         return [replace(common, series_instance_uid=one.series_instance_uid) for one in series]
-    prefer = route.series.prefer
-    choice = choose_series(series, route.series, None, prefer)
-    decisions = []
-    for one, verdict in zip(series, choice.verdicts, strict=True):
-        decision = replace(
-            common, series_instance_uid=one.series_instance_uid, series=(verdict,), outcome=verdict.outcome
-        )
-        if verdict.outcome is Outcome.MATCHED and prefer and choice.chosen and one is not choice.chosen:
-            winner = choice.chosen.series_instance_uid
-            decision = replace(decision, outcome=Outcome.NOT_MATCHED, preferred=winner)
-        elif verdict.outcome is Outcome.MATCHED:
-            decision = _with_forwards(decision, route, one.received, origins)
-        decisions.append(decision)
-    return decisions
+    choice = choose_series(series, route.series, None, route.series.prefer)
+    winner = choice.chosen if route.series.prefer else None
+    return _of_each(
+        common, series, choice, winner, lambda decision, one: _with_forwards(decision, route, one.received, origins)
+    )
 
 
 def _forward_study(study: StudyView, route: Route, now: datetime, origins: Mapping[str, str]) -> RouteDecision:

@@ -674,6 +674,10 @@ def _ended(deliveries: Any) -> JobState:
     return JobState.DONE if states <= DELIVERY_WELL else JobState.FAILED
 
 
+MOST_ROUNDS = 4
+"""Of 20,000 steps each, until every step of the table was taken; a seldom one may be missing in one of them."""
+
+
 @pytest.mark.parametrize(
     ("examples", "steps"),
     [(45, 80), pytest.param(260, 100, marks=[pytest.mark.long, pytest.mark.timeout(3600)])],
@@ -683,18 +687,21 @@ def test_no_walk_breaks_the_queue(examples: int, steps: int) -> None:
     """Never two owners, never a lost job, never a late write, never another story."""
     Queue.steps = 0
     Queue.taken.clear()
-    run_state_machine_as_test(
-        Queue,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            # To find the shortest walk takes minutes; the default form only tells that there is one.
-            phases=(Phase.generate, Phase.shrink) if examples > 100 else (Phase.generate,),
-        ),
-    )
-    assert (2_000 if examples < 100 else 20_000) <= Queue.steps
-    if examples > 100:
-        # Walks are drawn: of the table's steps one or two seldom ones may be missing, more would be a poor walk.
-        assert len(set(JOB_TRANSITIONS) - set(Queue.taken)) <= 2, set(JOB_TRANSITIONS) - set(Queue.taken)
+    is_long = examples > 100
+    for _ in range(MOST_ROUNDS if is_long else 1):
+        run_state_machine_as_test(
+            Queue,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                # To find the shortest walk takes minutes; the default form only tells that there is one.
+                phases=(Phase.generate, Phase.shrink) if is_long else (Phase.generate,),
+            ),
+        )
+        if set(JOB_TRANSITIONS) <= set(Queue.taken):
+            break
+    assert (20_000 if is_long else 2_000) <= Queue.steps
+    if is_long:
+        assert set() == set(JOB_TRANSITIONS) - set(Queue.taken)

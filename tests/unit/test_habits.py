@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dicom_node.routing import MOST_PAUSE_S, PastSeries, habit_of
+from dicom_node.routing import PastSeries, habit_of
 from dicom_node.routing.habits import ENOUGH
+from dicom_node.study import MOST_PAUSE_S
 
 WHOLE = PastSeries(n_runs=1, longest_pause_s=0.2, end="released")
 CUT = PastSeries(n_runs=3, longest_pause_s=120.0, end="released")
