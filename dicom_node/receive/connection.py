@@ -102,6 +102,10 @@ class Host(Protocol):
         """Return the status of a C-ECHO."""
         ...
 
+    def released(self, connection: Connection) -> None:
+        """Hear that the peer wants no more of the association: before it is told so, its place is free."""
+        ...
+
     def ended(self, connection: Connection, how: How, reason: str) -> None:
         """Hear that the connection is over, however it ended."""
         ...
@@ -261,6 +265,7 @@ class Connection:
             case PduType.ASSOCIATE_RQ if self._ends_at is not None:
                 self._associate(event)
             case PduType.RELEASE_RQ if self._ends_at is None and self._message is None:
+                self._host.released(self)
                 self._say_goodbye(pdu.RELEASE_RP)
                 raise _Over("released")
             case PduType.ABORT:

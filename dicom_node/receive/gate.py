@@ -1,8 +1,8 @@
 """How many may be inside, and from where: counts of connections, judged before and after they say who they are.
 
-A connection that has not associated holds a place among the pending. When those are full the oldest of the address that
-has most of them is shown out, so that silent strangers never cost an honest sender its place. Counts of associations
-are answered transiently: senders come back.
+A connection that has not associated, or not any more, holds a place among the pending. When those are full the oldest
+of the address that has most of them is shown out, so that silent strangers never cost an honest sender its place.
+Counts of associations are answered transiently: senders come back.
 """
 
 from __future__ import annotations
@@ -53,11 +53,7 @@ class Gate:
     def enter(self, visitor: Visitor) -> Visitor | None:
         """Let a connection in among the pending; return the one that has to go for it, if any."""
         with self._lock:
-            leaving = self._most_in_the_way() if len(self._pending) >= self._max_pending else None
-            if leaving is not None:
-                del self._pending[id(leaving)]
-            self._pending[id(visitor)] = visitor
-            return leaving
+            return self._await(visitor)
 
     def associate(self, visitor: Visitor) -> Denied | None:
         """Count an association instead of a pending connection; return why not, if not."""
@@ -71,11 +67,25 @@ class Gate:
             self._associated[id(visitor)] = visitor
             return None
 
+    def release(self, visitor: Visitor) -> Visitor | None:
+        """Count an association that is over among the pending until its connection is; return as `enter` does."""
+        with self._lock:
+            if self._associated.pop(id(visitor), None) is None:
+                return None
+            return self._await(visitor)
+
     def leave(self, visitor: Visitor) -> None:
         """Forget a connection; harmless a second time."""
         with self._lock:
             self._pending.pop(id(visitor), None)
             self._associated.pop(id(visitor), None)
+
+    def _await(self, visitor: Visitor) -> Visitor | None:
+        leaving = self._most_in_the_way() if len(self._pending) >= self._max_pending else None
+        if leaving is not None:
+            del self._pending[id(leaving)]
+        self._pending[id(visitor)] = visitor
+        return leaving
 
     def _most_in_the_way(self) -> Visitor:
         counts = Counter(visitor.address for visitor in self._pending.values())

@@ -30,7 +30,7 @@ from dicom_node.receive.access import CONGESTED, Denied, OpenAssociation, admit,
 from dicom_node.receive.connection import Connection, RefusalError
 from dicom_node.receive.doors import Door
 from dicom_node.receive.faces import How, Incoming, Policy, ReceiveEvents, Store
-from dicom_node.receive.gate import Gate
+from dicom_node.receive.gate import Gate, Visitor
 from dicom_node.receive.negotiation import AcceptedContext, Proposal
 from dicom_node.study import Arrival, Association, InstanceMeta
 
@@ -152,10 +152,7 @@ class Listener:
             plain.close()
             return
         connection = Connection(plain, address, host=self, settings=self._settings, clock=self._clock, tls=tls)
-        leaving = self._gate.enter(connection)
-        if isinstance(leaving, Connection):
-            self._log.warning("ended_silent_connection", address=leaving.address)
-            leaving.end()
+        self._show_out(self._gate.enter(connection))
         with self._changed:
             self._connections.add(connection)
         try:
@@ -253,6 +250,10 @@ class Listener:
         """Return the status of a C-ECHO."""
         return status.SUCCESS if may(self._admitted(connection).peer, "echo") else status.SOP_CLASS_NOT_SUPPORTED
 
+    def released(self, connection: Connection) -> None:
+        """Free the place of an association; the peer may ask for the next as soon as it hears of it."""
+        self._show_out(self._gate.release(connection))
+
     def ended(self, connection: Connection, how: How, reason: str) -> None:
         """Report the end of an admitted association, and forget the connection."""
         self._gate.leave(connection)
@@ -269,6 +270,12 @@ class Listener:
             self._open.pop(connection, None)
             self._connections.discard(connection)
             self._changed.notify_all()
+
+    def _show_out(self, leaving: Visitor | None) -> None:
+        """End the connection that had to go for another."""
+        if isinstance(leaving, Connection):
+            self._log.warning("ended_silent_connection", address=leaving.address)
+            leaving.end()
 
     def _commit(self, incoming: Incoming | None) -> Arrival:
         """Check what arrived against what was announced, and make it durable."""

@@ -122,6 +122,9 @@ class Remembering:
         self.calls.append("echo")
         return 0
 
+    def released(self, connection: Connection) -> None:
+        self.calls.append("released")
+
     def ended(self, connection: Connection, how: str, reason: str) -> None:
         self.how, self.reason = how, reason
         self.is_over.set()
@@ -437,7 +440,7 @@ def test_an_operation_that_we_lack_is_refused(operation: int) -> None:
         line.peer.sendall(echo_message() + pdu.RELEASE_RQ)
         assert 0 == read_status(line.peer)
         assert [RELEASE_RP] == read_all(line.peer)
-        assert ["echo"] == line.host.calls[2:]
+        assert ["echo", "released"] == line.host.calls[2:]
 
 
 def test_a_cancel_is_not_answered() -> None:

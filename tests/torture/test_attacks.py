@@ -46,6 +46,7 @@ from tests.torture.hostile import (
     ABORT,
     ASSOCIATE_AC,
     ASSOCIATE_RJ,
+    RELEASE_RP,
     SMALL,
     Receiver,
     associate,
@@ -264,6 +265,17 @@ def test_limits_hold_by_address_and_in_all(receiver: Receiver) -> None:
         assert is_honest_served(receiver.port)
         assert [ASSOCIATE_AC] * 4 == [answer("127.0.0.9")[0] for _ in range(4)]
         assert [no_room, no_room] == [answer("127.0.0.9"), answer("127.0.0.10")]
+
+
+def test_a_released_place_is_free_when_its_peer_hears_of_it(receiver: Receiver) -> None:
+    """Twenty in a row where eight may be: none waits until those before it have closed; those are bounded as silent."""
+    with held(receiver), ExitStack() as open_ones:
+        for _ in range(20):
+            connection = open_ones.enter_context(from_address("127.6.6.6", receiver.port))
+            associate(connection)
+            connection.sendall(pdu.RELEASE_RQ)
+            assert (RELEASE_RP, bytes(4)) == read_pdu(connection)
+        assert eventually(lambda: len(_associations("127.6.6.6")) <= 16, timeout_s=4)
 
 
 def test_a_connection_without_a_thread_is_forgotten(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,9 @@ def gate(*, max_pending: int = 4, max_associations: int = 4, max_per_address: in
 
 
 LIMITS = st.integers(1, 4)
-STEPS = st.lists(st.tuples(st.sampled_from(["enter", "associate", "leave"]), st.integers(0, 30)), max_size=120)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["enter", "associate", "release", "leave"]), st.integers(0, 30)), max_size=120
+)
 
 
 @given(steps=STEPS, max_pending=LIMITS, max_associations=LIMITS, max_per_address=LIMITS)
@@ -42,8 +44,11 @@ def test_limits_hold_in_every_order(
     for action, number in steps:
         caller = callers[number]
         here = sum(one.address == caller.address for one in associated)
-        if action == "enter" and caller not in pending + associated:
-            leaving = tried.enter(caller)
+        is_new = action == "enter" and caller not in pending + associated
+        is_over = action == "release" and caller in associated
+        if is_new or is_over:
+            associated = [one for one in associated if one is not caller]
+            leaving = tried.enter(caller) if is_new else tried.release(caller)
             assert (leaving is not None) == (len(pending) == max_pending)
             if isinstance(leaving, Caller):
                 counts = Counter(one.address for one in pending)
@@ -58,6 +63,8 @@ def test_limits_hold_in_every_order(
             if expected is None:
                 pending.remove(caller)
                 associated.append(caller)
+        elif action == "release":
+            assert tried.release(caller) is None
         elif action == "leave":
             tried.leave(caller)
             pending, associated = ([one for one in group if one is not caller] for group in (pending, associated))
