@@ -335,7 +335,7 @@ class Node:
 
     def _held_by(self, name: str, study_uid: str) -> Mapping[str, int]:
         """Return how many instances a peer holds of each series of a study."""
-        from dicom_node.dimse import count_instances
+        from dicom_node.dimse.find import count_instances
 
         peer = next(one for one in self.rules.current.config.peer if one.name == name)
         return count_instances(
@@ -365,7 +365,7 @@ class Node:
         if destination.profile.identity == "source":
             return None
         from dicom_node.adoption import Adoption
-        from dicom_node.dimse import find
+        from dicom_node.dimse.find import find
 
         return Adoption(
             self.deliveries,

@@ -1,12 +1,13 @@
 """What receiving and sending have in common: presentation contexts, statuses, and the sender.
 
+Questions to a PACS are asked by `dicom_node.dimse.find`, which reads data sets: a receiver does without it.
+
 pynetdicom keeps a setting in a module; this is the one place that sets it, once, when it is imported.
 """
 
 from pynetdicom import _config
 
 from dicom_node.dimse.contexts import TRANSFER_SYNTAXES, acceptable_contexts, is_storage_class
-from dicom_node.dimse.find import Level, count_instances, find
 from dicom_node.dimse.requestor import RejectedAssociationError
 from dicom_node.dimse.scu import EchoResult, SendResult, echo, send_files
 from dicom_node.dimse.status import Verdict, classify, meaning
@@ -17,15 +18,12 @@ _config.LOG_HANDLER_LEVEL = "none"
 __all__ = [
     "TRANSFER_SYNTAXES",
     "EchoResult",
-    "Level",
     "RejectedAssociationError",
     "SendResult",
     "Verdict",
     "acceptable_contexts",
     "classify",
-    "count_instances",
     "echo",
-    "find",
     "is_storage_class",
     "meaning",
     "send_files",

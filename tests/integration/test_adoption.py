@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmread
 
 from dicom_node.adoption import Adoption
 from dicom_node.config.schema import Peer, SenderSettings
-from dicom_node.dimse import find
+from dicom_node.dimse.find import find
 from dicom_node.errors import QueryError, UnreachableError
 from dicom_node.filing import ResultStore
 from dicom_node.logs import Log

@@ -15,9 +15,9 @@ from pynetdicom.dsutils import encode
 
 from dicom_node.app import Node
 from dicom_node.config.schema import Address, Peer
-from dicom_node.dimse import count_instances, find, pdu
+from dicom_node.dimse import pdu
 from dicom_node.dimse.command import Command, decoded, find_request
-from dicom_node.dimse.find import STUDY_ROOT_FIND
+from dicom_node.dimse.find import STUDY_ROOT_FIND, count_instances, find
 from dicom_node.errors import QueryError, UnreachableError, UsageError
 from tests import peers
 from tests.integration.receiving import IMPLICIT

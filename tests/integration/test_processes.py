@@ -10,6 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+from benchmarks.node import RunningNode
 from dicom_node.logs import Log
 from dicom_node.roles import Loop, LoopingRole
 from tests import peers
@@ -45,6 +46,14 @@ def test_a_child_ends_with_its_parent() -> None:
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_receiver_loads_nothing_that_reads_images(tmp_path: Path) -> None:
+    """A tenth of the memory of a node that infers: of scipy, decoders and runtimes not a page is in it."""
+    with RunningNode(tmp_path / "node", role="receiver") as node:
+        loaded = Path(f"/proc/{node.pid}/maps").read_text(encoding="utf-8")
+    assert "site-packages/pydantic_core" in loaded
+    assert [] == [name for name in ("scipy", "skimage", "gdcm", "openjpeg", "onnxruntime") if f"/{name}" in loaded]
 
 
 def test_what_is_settled_is_walked_over_no_more() -> None:
