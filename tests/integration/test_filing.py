@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -202,7 +203,8 @@ meta = InstanceMeta(sop_class_uid="1.2", sop_instance_uid="1.2.3", transfer_synt
                     calling_ae="CT1", called_ae="NODE", association=None)
 incoming = store.begin(meta)
 try:
-    incoming.write([os.urandom(int(sys.argv[2]))])
+    for written in range(0, size := int(sys.argv[2]), 1 << 20):
+        incoming.write([os.urandom(min(1 << 20, size - written))])
     incoming.commit()
 except StorageError as error:
     sys.exit(f"StorageError: {error}; left: {[path.name for path in root.rglob('*') if path.is_file()]}")
@@ -243,6 +245,26 @@ def test_an_error_of_the_disk_is_never_retried(tmp_path: Path, call: str) -> Non
         pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
     assert "StorageError: Input/output error while filing an instance; left: []" == done.stderr.strip()
     assert 1 == sum(" = -1 EIO" in line for line in trace.read_text().splitlines())
+
+
+def test_a_large_instance_goes_to_the_disk_while_it_comes(tmp_path: Path) -> None:
+    """The disk is told of every 8 MB as soon as they are written, once; what is left waits for fdatasync."""
+    peers.require_peer("strace")
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-y", "-o", str(trace), "-e", "trace=fadvise64,fdatasync"]
+    done = subprocess.run(
+        [*command, sys.executable, "-c", FILL, str(tmp_path / "store"), "20000000"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "attach" in done.stderr or "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    calls = [line.split(" ", 1)[1].lstrip() for line in trace.read_text().splitlines() if ".part>" in line]
+    assert ["fadvise64", "fadvise64", "fdatasync"] == [call.split("(")[0] for call in calls]
+    places = [[int(number) for number in re.findall(r", (\d+)", call)[:2]] for call in calls[:2]]
+    assert [0, places[0][1]] == [start for start, _ in places]
+    assert min(length for _, length in places) >= 1 << 23
 
 
 def test_the_sweep_gives_every_version_back(store: InstanceStore, tmp_path: Path) -> None:
