@@ -11,26 +11,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import GeometryError, UndecodableError
 from dicom_node.imaging.geometry import Grid, grid_from_frames, shear_degrees, slice_distance_mm
 from dicom_node.imaging.volume import Volume
-from dicom_node.reading.decode import (
-    MAX_VOXELS,
-    ModalityLut,
-    PixelLayout,
-    check_decodable,
-    modality_luts,
-    pixel_layout,
-    stored_frames,
-)
+from dicom_node.reading.decode import MAX_VOXELS, PixelLayout, check_decodable, pixel_layout
+from dicom_node.reading.decoding import decode_into
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.enhanced import frames_of, functional_groups
 from dicom_node.reading.header import Header, data_set_digest, floats, items, quiet, read_header, text
@@ -159,13 +150,7 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
         array = np.empty(grid.shape, dtype=np.float32)
         place = np.empty(len(order), dtype=np.intp)
         place[list(order)] = np.arange(len(order))
-        tasks = _decode_tasks(headers, layouts, place)
-        if workers > 1:
-            with ThreadPoolExecutor(max_workers=workers) as pool:
-                list(pool.map(lambda task: task.run(array), tasks))
-        else:
-            for task in tasks:
-                task.run(array)
+        decode_into(array, headers, layouts, place.tolist(), workers=workers)
         array.flags.writeable = False
         return Volume(
             array=array,
@@ -174,34 +159,6 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
             modality=text(headers[0].dataset, "Modality"),
             notes=_notes(headers[0].dataset, layouts[0], grid),
         )
-
-
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class _DecodeTask:
-    """One file, and the slice that each of its frames becomes."""
-
-    header: Header
-    layout: PixelLayout
-    luts: list[ModalityLut]
-    slices: list[int]
-
-    def run(self, array: NDArray[np.float32]) -> None:
-        """Decode the file's frames into their slices of `array` (Z, Y, X)."""
-        frames = stored_frames(self.header, self.layout, range(self.layout.n_frames))
-        for stored, lut, z in zip(frames, self.luts, self.slices, strict=True):
-            lut.apply(stored, array[z])
-
-
-def _decode_tasks(
-    headers: Sequence[Header], layouts: Sequence[PixelLayout], place: NDArray[np.intp]
-) -> list[_DecodeTask]:
-    tasks, start = [], 0
-    for header, layout in zip(headers, layouts, strict=True):
-        slices = [int(z) for z in place[start : start + layout.n_frames]]
-        luts = modality_luts(header.dataset, layout.n_frames)
-        tasks.append(_DecodeTask(header=header, layout=layout, luts=luts, slices=slices))
-        start += layout.n_frames
-    return tasks
 
 
 def _frames(header: Header, layout: PixelLayout) -> tuple[Frame, ...]:
