@@ -29,7 +29,8 @@ def decode_into(
     Parameters
     ----------
     slices
-        Which slice each frame becomes, file after file in the order of `headers`, frame after frame.
+        Which slice each frame becomes, file after file in the order of `headers`, frame after frame; negative: none,
+        and the frame is not decoded.
     workers
         Threads that decode.
 
@@ -58,9 +59,10 @@ class _Task:
 
     def run(self, array: NDArray[np.float32]) -> None:
         """Decode the file's frames into their slices of `array` (Z, Y, X)."""
-        frames = stored_frames(self.header, self.layout, range(self.layout.n_frames))
-        for stored, lut, z in zip(frames, self.luts, self.slices, strict=True):
-            lut.apply(stored, array[z])
+        wanted = [index for index, z in enumerate(self.slices) if z >= 0]
+        frames = stored_frames(self.header, self.layout, wanted)
+        for stored, index in zip(frames, wanted, strict=True):
+            self.luts[index].apply(stored, array[self.slices[index]])
 
 
 def _tasks(headers: Sequence[Header], layouts: Sequence[PixelLayout], slices: Sequence[int]) -> list[_Task]:
