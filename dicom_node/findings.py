@@ -6,6 +6,7 @@ child process to the worker as it stands here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -39,6 +40,20 @@ class Mask:
         window = tuple(slice(start, start + size) for start, size in zip(self.offset, self.array.shape, strict=True))
         full[window] = self.array
         return full
+
+
+def on_images(mask: Mask, frames: Sequence[Frame]) -> Mask:
+    """Return the part of a mask that images show: empty on every slice that was interpolated.
+
+    `frames` are those of the full grid, slice 0 first. The mask itself when no slice of it was interpolated.
+    """
+    first = mask.offset[0]
+    invented = [z for z in range(len(mask.array)) if frames[first + z].interpolated]
+    if not invented:
+        return mask
+    array = mask.array.copy()
+    array[invented] = False
+    return Mask(offset=mask.offset, array=array)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

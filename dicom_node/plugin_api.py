@@ -14,6 +14,7 @@ from typing import Annotated, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from dicom_node.config.schema import SeriesMatch, Table
+from dicom_node.imaging.stacks import ReadPolicy, StackPreference
 from dicom_node.imaging.steps import Step
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -36,12 +37,54 @@ class PluginTable(Table):
     """True: nothing clinical; results say so."""
 
 
+class StackChoice(Table):
+    """An entry of `stack` in [[input_series]]: which of several stacks in one series is meant, by one mark."""
+
+    keyword: Annotated[str, Field(min_length=1)]
+    """Keyword of the mark that sets stacks apart, such as EchoTime, DiffusionBValue or ComplexImageComponent."""
+    prefer: Literal["smallest", "largest"] | None = None
+    """Of the values that there are."""
+    equals: str | float | None = None
+    """A series without a stack of this value is refused."""
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.prefer is None) == (self.equals is None):
+            raise ValueError("an entry of `stack` has `prefer` or `equals`, one of them")
+        return self
+
+
 class InputSeries(SeriesMatch):
     """[[input_series]]: which series fills a role."""
 
     role: str
     required: Literal[True] = True
     min_slices: Annotated[int, Field(ge=1)] = 2
+    """Of the stack that is read; 1 takes single slices too."""
+    stacks: Literal["choose", "refuse"] = "choose"
+    """Of a series that holds several stacks: read one, chosen by `stack`, else the first of those with most slices,
+    and say so; or refuse it."""
+    stack: tuple[StackChoice, ...] = ()
+    """In turn, before the number of slices counts."""
+    missing_slices: Literal["refuse"] | Annotated[int, Field(ge=1, le=16)] = "refuse"
+    """How many missing slices of a stack, in all, are interpolated; the result says which."""
+
+    @property
+    def policy(self) -> ReadPolicy:
+        """Return what may become this role's volume."""
+        return ReadPolicy(
+            stacks=self.stacks,
+            preferences=tuple(
+                StackPreference(
+                    keyword=one.keyword,
+                    prefer=one.prefer,
+                    equals=None if one.equals is None else f"{one.equals}",
+                )
+                for one in self.stack
+            ),
+            missing_slices=0 if self.missing_slices == "refuse" else self.missing_slices,
+            min_slices=self.min_slices,
+        )
 
 
 class InputTensor(Table):

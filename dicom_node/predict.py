@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dicom_node.clock import Clock
 from dicom_node.engines import Engine, TensorSpec
 from dicom_node.errors import EngineError, ModelMismatchError, NotApplicableError, RefusedInputError
-from dicom_node.findings import Finding, Findings, Mask, Outcome, Provenance
+from dicom_node.findings import Finding, Findings, Mask, Outcome, Provenance, on_images
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.mask import components, crop_mask, filled, mean_contrast, outline, union
 from dicom_node.imaging.measure import measure
@@ -243,6 +243,8 @@ def _parts(mask: Mask, volume: Volume, postprocess: Postprocess) -> tuple[Mask, 
         parts = tuple(filled(part) for part in parts)
     if (least := postprocess.min_mean_contrast) is not None:
         parts = tuple(part for part in parts if mean_contrast(part, volume) > least)
+    # What no image shows is nobody's finding.
+    parts = tuple(part for part in parts if on_images(part, volume.frames).array.any())
     if postprocess.keep == "largest":
         parts = parts[:1]
     return parts if postprocess.split or not parts else (union(parts),)

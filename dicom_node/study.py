@@ -42,6 +42,8 @@ class Frame:
     stack: tuple[tuple[str, str], ...] = ()
     """Values that set this frame apart from others at the same position: (keyword, text), sorted; for example
     ``(("EchoTime", "4.9"), ("TemporalPositionIndex", "2"))``."""
+    interpolated: bool = False
+    """No image shows this slice: it lies between two that do, and no result may refer to it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,8 @@ class InstanceDescription:
     patient_id: str
     """Without surrounding blanks; empty when absent."""
     is_image: bool
-    """It has pixel data, Rows and Columns, and its SOP class is no SEG, presentation state, SR or the like."""
+    """It has Rows and Columns and pixel data, or is a CT, MR or PET image that lacks them, and its SOP class is no SEG,
+    presentation state, SR or the like."""
     made_by_us: bool
     """Our own equipment made it, so it never triggers a route (ARCHITECTURE, decision 3)."""
     n_frames: int

@@ -73,7 +73,9 @@ def write_reference(plugin: Path, *, clock: Clock) -> Path:
     folder.mkdir(exist_ok=True)
     image = _write_image(folder / REFERENCE_IMAGE)
     manifest, engine = open_plugin(plugin)
-    findings = predict({manifest.input_series[0].role: load_volume([image])}, manifest, engine, clock=clock)
+    series = manifest.input_series[0]
+    volume = load_volume([image], policy=series.policy)
+    findings = predict({series.role: volume}, manifest, engine, clock=clock)
     case = {
         "input": REFERENCE_IMAGE,
         "made_from": {"phantom_seed": REFERENCE_SEED, "orientation": "axial"},

@@ -20,21 +20,28 @@ from dicom_node.errors import NotApplicableError, NotFoundError, RefusedInputErr
 from dicom_node.findings import Findings, Measurements
 from dicom_node.ids import Installation, new_uid
 from dicom_node.imaging import Volume, crop_mask, measure
+from dicom_node.imaging.stacks import ReadPolicy
 from dicom_node.infer import Plugin, Request, Slots
 from dicom_node.reading import (
     SeriesFiles,
+    class_name,
     describe,
     find_files,
     group_series,
     load_volume,
+    plane_notes,
     read_headers,
     read_masks,
+    why_no_volume,
     write_nifti,
 )
 from dicom_node.records import planes_of, slice_spacing_mm
 from dicom_node.report import ResultIdentity, build_results, encode
 from dicom_node.routing import Outcome, choose_series, judge_series, why_not
 from dicom_node.study import ReceivedVersion, SeriesView, StudyView
+
+_SHOWN = ReadPolicy(min_slices=1)
+"""People see single slices too."""
 
 
 def inspect(path: Path, plugins: Iterable[Plugin], *, nifti: Path | None = None) -> list[dict[str, Any]]:
@@ -114,7 +121,8 @@ def infer(
         for built in build_results(findings, plugin.manifest, read_headers(paths), identity):
             written.append(out / f"{built.kind}.dcm")
             written[-1].write_bytes(encode(built.dataset))
-        written += draw_outlines(load_volume(paths), _drawn(findings, plugin), out)
+        volume = load_volume(paths, policy=plugin.manifest.input_series[0].policy)
+        written += draw_outlines(volume, _drawn(findings, plugin), out)
     return {
         "outcome": findings.outcome,
         "reason": findings.reason,
@@ -218,18 +226,20 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _try_volume(files: SeriesFiles) -> tuple[Volume | None, str | None]:
+def _try_volume(files: SeriesFiles, policy: ReadPolicy = _SHOWN) -> tuple[Volume | None, str | None]:
     if not files.images:
-        return None, "the series has no images"
+        held = sorted({class_name(one.sop_class_uid) for one in files.descriptions})
+        lacking = " without rows, columns or pixel data" if all(name.endswith("Image") for name in held) else ""
+        return None, f"the series has no images; it holds: {', '.join(held)}{lacking}"
     try:
-        return load_volume([image.path for image in files.images]), None
+        return load_volume([image.path for image in files.images], policy=policy), None
     except RefusedInputError as error:
         return None, error.reason
 
 
 def _measurable(series: Sequence[SeriesFiles]) -> Volume:
     """Return the volume of the series, or of the only one that makes a volume."""
-    volumes = [(files, *_try_volume(files)) for files in series]
+    volumes = [(files, *_try_volume(files, ReadPolicy())) for files in series]
     readable = [volume for _, volume, _ in volumes if volume is not None]
     if len(readable) == 1:
         return readable[0]
@@ -256,8 +266,8 @@ def _entry(files: SeriesFiles, volume: Volume | None, refused: str | None, plugi
         "n_instances": files.n_instances,
         "volume": shown,
         "refused": refused,
-        "notes": list(volume.notes) if volume else [],
-        "plugins": {plugin.id: _eligibility(files, plugin, refused) for plugin in plugins},
+        "notes": list(volume.notes if volume else plane_notes([image.path for image in files.images])),
+        "plugins": {plugin.id: _eligibility(files, plugin) for plugin in plugins},
     }
 
 
@@ -273,11 +283,12 @@ def _no_series(refused: str) -> dict[str, Any]:
     }
 
 
-def _eligibility(files: SeriesFiles, plugin: Plugin, refused: str | None) -> dict[str, Any]:
+def _eligibility(files: SeriesFiles, plugin: Plugin) -> dict[str, Any]:
     verdict = judge_series(series_view(files), plugin.manifest.input_series[0], plugin.manifest.input_series[0])
     if verdict.outcome is not Outcome.MATCHED:
         return {"eligible": False, "reason": why_not(verdict, plugin.id)}
-    if refused is not None:
+    policy = plugin.manifest.input_series[0].policy
+    if (refused := why_no_volume([image.path for image in files.images], policy)) is not None:
         return {"eligible": False, "reason": refused}
     return {"eligible": True, "reason": "the series meets every requirement of the plugin"}
 

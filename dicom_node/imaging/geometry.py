@@ -7,7 +7,10 @@ flipped by its name.
 
 Tolerances. Scanners round: positions to 0.01 mm and sometimes to 0.1 mm, cosines to four digits and more. A position
 may lie off the regular grid by 5 % of the slice distance or by `POSITION_TOLERANCE_MM`, whichever is larger; a missing
-slice lies off by 50 % and more.
+slice lies off by 50 % and more. Two positions are one when they differ by less than a rounding (`same_position_mm`).
+
+A missing slice leaves an empty place on the lattice. Whether it may be filled is the caller's policy; the lattice is
+that of the slices that are there. Distances that vary otherwise are refused, with each distance that was seen.
 
 Sources: DICOM PS3.3 C.7.6.2.1.1 (Image Position and Orientation), 10.7.1.1 (Pixel Spacing).
 """
@@ -16,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -30,11 +33,13 @@ POSITION_TOLERANCE_MM = 0.02
 POSITION_TOLERANCE_FRACTION = 0.05
 """The same as a part of the slice distance."""
 SAME_POSITION_MM = 1e-3
-"""Positions closer than this along the normal are one position."""
+"""Positions closer than this along the normal are one position, whatever the slice distance."""
 COSINE_TOLERANCE = 1e-3
 """Of orientations between frames and of length and right angle within one: 0.06 degrees."""
 SPACING_TOLERANCE = 1e-3
 """Relative, of Pixel Spacing between frames."""
+_FEW_DISTANCES = 4
+"""Distances that a reason lists one by one."""
 
 Affine: TypeAlias = NDArray[np.float64]
 """4x4, voxel (x, y, z) -> LPS mm."""
@@ -73,27 +78,29 @@ class Grid:
         return voxels
 
 
-def grid_from_frames(frames: Sequence[Frame]) -> tuple[Grid, tuple[int, ...]]:
+def grid_from_frames(frames: Sequence[Frame], *, missing_slices: int = 0) -> tuple[Grid, tuple[int | None, ...]]:
     """Return the grid on which the frames lie, and the order that sorts them along the normal.
 
     Parameters
     ----------
     frames
         At least two, in any order.
+    missing_slices
+        How many missing slices, in all, may leave their place on the grid empty.
 
     Returns
     -------
     Grid
         Shape (Z, Y, X); the affine has the first position and the mean step between positions, so an oblique or
         sheared stack keeps its own axes.
-    tuple of int
-        ``frames[order[z]]`` is slice z; the position along row x column grows with z.
+    tuple of int or None
+        ``frames[order[z]]`` is slice z, None where it is missing; the position along row x column grows with z.
 
     Raises
     ------
     GeometryError
         When the frames are fewer than two, differ in size, spacing, orientation or Frame of Reference, share a
-        position, leave out a slice, or lie at irregular distances; the reason names where and what differs.
+        position, leave out more slices, or lie at irregular distances; the reason names where and what differs.
     """
     if not frames:
         raise GeometryError("no frame has a position in patient space (Image Position and Orientation are missing)")
@@ -105,15 +112,49 @@ def grid_from_frames(frames: Sequence[Frame]) -> tuple[Grid, tuple[int, ...]]:
     along = positions @ normal
     order = np.argsort(along, kind="stable")
     slices = [frames[i] for i in order]
-    _check_distances(slices, along[order])
-    step = _regular_step(slices, positions[order])
-    affine = np.eye(4)
-    affine[:3, 0] = row * frames[0].pixel_spacing_mm[1]
-    affine[:3, 1] = column * frames[0].pixel_spacing_mm[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = positions[order[0]]
-    grid = Grid(shape=(len(frames), frames[0].rows, frames[0].columns), affine_lps=affine)
-    return grid, tuple(int(i) for i in order)
+    places = _places(slices, along[order], missing_slices)
+    step = _regular_step(slices, positions[order], places)
+    found: list[int | None] = [None] * (int(places[-1]) + 1)
+    for place, index in zip(places, order, strict=True):
+        found[int(place)] = int(index)
+    affine = _affine(frames[0], (row, column, step), positions[order[0]])
+    return Grid(shape=(len(found), frames[0].rows, frames[0].columns), affine_lps=affine), tuple(found)
+
+
+def single_slice_grid(frame: Frame, thickness_mm: float) -> Grid:
+    """Return the grid (1, Y, X) of one slice; `thickness_mm` is a hint of the header, for one position has no distance.
+
+    Raises
+    ------
+    GeometryError
+        When the frame has no right-angled orientation, or no spacing.
+    """
+    _check_uniform([frame])
+    row, column, normal = _axes(frame)
+    affine = _affine(frame, (row, column, normal * thickness_mm), np.array(frame.position_mm))
+    return Grid(shape=(1, frame.rows, frame.columns), affine_lps=affine)
+
+
+def frame_between(before: Frame, grid: Grid, z: int) -> Frame:
+    """Return the frame of slice z, which no image shows: where it would lie, and no instance."""
+    x, y, z_mm = grid.to_world(np.array([0.0, 0.0, float(z)]))
+    return replace(
+        before,
+        sop_instance_uid="",
+        frame_number=0,
+        position_mm=(float(x), float(y), float(z_mm)),
+        stack=(),
+        interpolated=True,
+    )
+
+
+def same_position_mm(along: NDArray[np.float64]) -> float:
+    """Return how near two positions along the normal, in mm, must be to be one: a rounding, but never half a step."""
+    steps = np.diff(np.sort(along))
+    steps = steps[steps > SAME_POSITION_MM]
+    # Three quarters: two or three frames at each position are a hair apart more often than a slice.
+    usual = float(np.quantile(steps, 0.75)) if steps.size else 0.0
+    return max(SAME_POSITION_MM, min(POSITION_TOLERANCE_MM, 0.1 * usual))
 
 
 def shear_degrees(grid: Grid) -> float:
@@ -192,10 +233,25 @@ def _count(orientations: NDArray[np.float64]) -> int:
     return len(kept)
 
 
-def _check_distances(slices: Sequence[Frame], along: NDArray[np.float64]) -> None:
-    """Refuse doubled positions, missing slices and irregular distances of slices sorted along the normal."""
+def _affine(
+    frame: Frame,
+    axes: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    origin: NDArray[np.float64],
+) -> Affine:
+    """Return the affine from unit vectors along a row and down a column, the step from slice to slice and slice 0."""
+    row, column, step = axes
+    affine = np.eye(4)
+    affine[:3, 0] = row * frame.pixel_spacing_mm[1]
+    affine[:3, 1] = column * frame.pixel_spacing_mm[0]
+    affine[:3, 2] = step
+    affine[:3, 3] = origin
+    return affine
+
+
+def _places(slices: Sequence[Frame], along: NDArray[np.float64], missing_slices: int) -> NDArray[np.intp]:
+    """Return the number on the lattice of each slice, sorted along the normal; refuse doubled ones and gaps."""
     steps = np.diff(along)
-    doubled = np.flatnonzero(steps < SAME_POSITION_MM)
+    doubled = np.flatnonzero(steps <= same_position_mm(along))
     if doubled.size:
         first = int(doubled[0])
         raise GeometryError(_doubled(slices, along, first, doubled.size))
@@ -203,20 +259,23 @@ def _check_distances(slices: Sequence[Frame], along: NDArray[np.float64]) -> Non
     multiples = np.rint(steps / smallest)
     tolerance = np.maximum(0.1 * smallest, 2 * POSITION_TOLERANCE_MM)
     gaps = np.flatnonzero(multiples >= 2)
-    if gaps.size and np.all(np.abs(steps - multiples * smallest) <= tolerance * multiples):
-        first = int(gaps[0])
-        n_missing = int((multiples - 1).sum())
+    if not gaps.size or np.any(np.abs(steps - multiples * smallest) > tolerance * multiples):
+        return np.arange(len(along), dtype=np.intp)
+    first = int(gaps[0])
+    n_missing = int((multiples - 1).sum())
+    if n_missing > missing_slices:
         missing = "a slice is missing" if n_missing == 1 else f"{n_missing} slices are missing"
         where = "" if gaps.size == 1 else f"first of {gaps.size} gaps: "
         raise GeometryError(
             f"{missing} ({where}between slice {first + 1} at {_place(slices[first])} and slice {first + 2} at "
             f"{_place(slices[first + 1])}: {steps[first]:.3f} mm apart instead of {smallest:.3f} mm)"
         )
+    return np.concatenate([[0], np.cumsum(multiples)]).astype(np.intp)
 
 
 def _doubled(slices: Sequence[Frame], along: NDArray[np.float64], first: int, n_doubled: int) -> str:
     """Return why slices at one position do not make a volume: several stacks, or one stack twice."""
-    here = [slices[i] for i in map(int, np.flatnonzero(np.abs(along - along[first]) < SAME_POSITION_MM))]
+    here = [slices[i] for i in map(int, np.flatnonzero(np.abs(along - along[first]) <= same_position_mm(along)))]
     if len({frame.position_mm for frame in here}) > 1:
         shift = float(np.linalg.norm(np.subtract(here[0].position_mm, here[-1].position_mm)))
         if shift > POSITION_TOLERANCE_MM:
@@ -225,13 +284,15 @@ def _doubled(slices: Sequence[Frame], along: NDArray[np.float64], first: int, n_
     where = f"{len(here)} slices at {_place(here[0])}, {n_doubled} doubled in all"
     if marks:
         return f"several stacks are mixed in one series ({where}); they differ in {marks}"
-    return f"slices are doubled ({where})"
+    return f"slices are doubled ({where}), and nothing in their headers tells which of them belong together"
 
 
-def _regular_step(slices: Sequence[Frame], positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean step between sorted positions (n, 3), once every position is seen to lie on it."""
-    step: NDArray[np.float64] = (positions[-1] - positions[0]) / (len(positions) - 1)
-    wanted = positions[0] + np.arange(len(positions))[:, None] * step
+def _regular_step(
+    slices: Sequence[Frame], positions: NDArray[np.float64], places: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return the mean step between sorted positions (n, 3), once every position is seen to lie at its place."""
+    step: NDArray[np.float64] = (positions[-1] - positions[0]) / places[-1]
+    wanted = positions[0] + places[:, None] * step
     off = np.linalg.norm(positions - wanted, axis=1)
     allowed = max(POSITION_TOLERANCE_MM, POSITION_TOLERANCE_FRACTION * float(np.linalg.norm(step)))
     if off.max() > allowed:
@@ -239,11 +300,24 @@ def _regular_step(slices: Sequence[Frame], positions: NDArray[np.float64]) -> ND
         distances = np.linalg.norm(np.diff(positions, axis=0), axis=1)
         marks = differing_marks(slices)
         raise GeometryError(
-            f"slices lie at irregular distances of {distances.min():.3f} to {distances.max():.3f} mm: slice "
-            f"{worst + 1} at {_place(slices[worst])} is {off[worst]:.3f} mm off a regular stack"
+            f"slices lie at irregular distances of {distances.min():.3f} to {distances.max():.3f} mm{_few(distances)}: "
+            f"slice {worst + 1} at {_place(slices[worst])} is {off[worst]:.3f} mm off a regular stack"
             + (f"; slices differ in {marks}" if marks else "")
         )
     return step
+
+
+def _few(distances: NDArray[np.float64]) -> str:
+    """Return the distances and how often each is there, when they are a few: " (13 of 4.220, 13 of 7.380 mm)"."""
+    counted: list[list[float]] = []
+    for distance in np.sort(distances):
+        if counted and distance - counted[-1][0] <= POSITION_TOLERANCE_MM:
+            counted[-1].append(float(distance))
+        else:
+            counted.append([float(distance)])
+    if not 2 <= len(counted) <= _FEW_DISTANCES:
+        return ""
+    return f" ({', '.join(f'{len(group)} of {np.mean(group):.3f}' for group in counted)} mm)"
 
 
 def _place(frame: Frame) -> str:

@@ -11,6 +11,7 @@ After `mask`, before `report`. Shapes go through the affine, so an oblique or ti
   through centres measures a sphere one voxel too small and one through outer corners up to 1.4 voxels too large.
 * **Short diameter**: longest chord at right angles to it on the same slice, of the outline's convex hull (RECIST 1.1's
   short axis; Eisenhauer et al. 2009, Eur J Cancer 45).
+* Both lie on a slice that an image shows, never on an interpolated one; everything else counts all slices.
 * **Intensities**: over the voxels of the mask; `sd` is the population's (divisor n).
 """
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, QhullError
 from scipy.spatial.distance import cdist
 
-from dicom_node.findings import Line, Mask, Measurements
+from dicom_node.findings import Line, Mask, Measurements, on_images
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.volume import Volume
 
@@ -44,16 +45,16 @@ def measure(mask: Mask, volume: Volume) -> Measurements:
     Raises
     ------
     ValueError
-        The mask is empty.
+        The mask is empty, or lies on interpolated slices alone.
     """
-    if not mask.array.any():
-        raise ValueError("an empty mask has no measurements")
+    if not on_images(mask, volume.frames).array.any():
+        raise ValueError("an empty mask, or one that no image shows, has no measurements")
     grid = volume.grid
     window = tuple(slice(at, at + size) for at, size in zip(mask.offset, mask.array.shape, strict=True))
     values = volume.array[window][mask.array].astype(np.float64)
     voxels = np.argwhere(mask.array) + mask.offset
     surface = _surface(mask, grid)
-    long, short = _diameters(mask, grid)
+    long, short = _diameters(on_images(mask, volume.frames), grid)
     x, y, z = grid.to_world(voxels.mean(axis=0)[::-1])
     return Measurements(
         n_voxels=len(voxels),

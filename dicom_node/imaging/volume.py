@@ -16,7 +16,8 @@ class Volume:
     """A stack of slices, sorted along the normal, in the units of the modality (HU for CT).
 
     `array` is float32, axes (Z, Y, X), after the modality LUT, padding included; the volume owns it and nobody
-    writes into it. `frames[z]` is the frame that slice z came from, so results can point at it.
+    writes into it. `frames[z]` is the frame that slice z came from, so results can point at it; one that is
+    `interpolated` came from its neighbours, and no result may point there.
     """
 
     array: NDArray[np.float32]
@@ -31,3 +32,8 @@ class Volume:
             raise ValueError(f"array {self.array.shape} is not on a grid of {self.grid.shape}")
         if len(self.frames) != self.grid.shape[0]:
             raise ValueError(f"{len(self.frames)} frames for {self.grid.shape[0]} slices")
+
+    @property
+    def interpolated(self) -> tuple[int, ...]:
+        """Return the slices that no image shows."""
+        return tuple(z for z, frame in enumerate(self.frames) if frame.interpolated)

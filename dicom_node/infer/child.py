@@ -161,7 +161,8 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
         try:
             if engine is None:
                 engine = OnnxRuntimeEngine.load(load_model(plugin.model_path, plugin.model_sha256), threads=threads)
-            volumes = {role: load_volume(paths) for role, paths in request.paths.items()}
+            policies = {series.role: series.policy for series in plugin.manifest.input_series}
+            volumes = {role: load_volume(paths, policy=policies[role]) for role, paths in request.paths.items()}
             connection.send(predict(volumes, plugin.manifest, engine, clock=SystemClock()))
         except DicomNodeError as error:
             connection.send(Failure(kind=type(error).__name__, message=str(error)))

@@ -6,6 +6,7 @@ not make one volume is refused with a reason (`UndecodableError`, `GeometryError
 
 from dicom_node.reading.content import content_or_itself
 from dicom_node.reading.description import describe, describe_bytes
+from dicom_node.reading.kinds import class_name
 from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
 from dicom_node.reading.seg_reader import read_masks
 from dicom_node.reading.series import (
@@ -14,21 +15,26 @@ from dicom_node.reading.series import (
     find_files,
     group_series,
     load_volume,
+    plane_notes,
     read_headers,
+    why_no_volume,
 )
 
 __all__ = [
     "SeriesFiles",
     "UnreadableFile",
+    "class_name",
     "content_or_itself",
     "describe",
     "describe_bytes",
     "find_files",
     "group_series",
     "load_volume",
+    "plane_notes",
     "read_headers",
     "read_masks",
     "read_nifti",
     "read_nrrd",
+    "why_no_volume",
     "write_nifti",
 ]

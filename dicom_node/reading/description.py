@@ -42,6 +42,12 @@ _NO_IMAGE_CLASSES = tuple(
 """Waveforms, presentation states, parametric maps, segmentations and other raw or derived objects, real world values,
 surfaces, reports, encapsulated documents, radiotherapy doses, structures and plans: with a final dot the whole family
 is meant (PS3.4 B.5). They may hold pixel data and still are no source of one."""
+_SLICE_CLASSES = frozenset(
+    f"1.2.840.10008.5.1.4.1.1.{suffix}"
+    for suffix in ("2", "2.1", "2.2", "4", "4.1", "4.3", "4.4", "128", "128.1", "130")
+)
+"""CT, MR and PET images are images without their pixels too: one that lost them must not make its series a slice
+shorter, which nobody would see at its end. The series is then refused when it is read."""
 
 _FIRST_BYTES: Final = (1 << 16, 1 << 18, 1 << 22)
 """How much of a file is looked at for its head, one after the other: most have 2 to 20 kB, those of enhanced
@@ -50,6 +56,7 @@ _SEQUENCES: Final = (
     "ContributingEquipmentSequence",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
+    "DetectorInformationSequence",
 )
 """What is asked for inside sequences is parsed by the library, remarks and all."""
 _LARGEST_WAITING_BYTES: Final = 1 << 18
@@ -117,7 +124,7 @@ def _description(
     values: Attributes, transfer_syntax_uid: str, has_pixels: bool, header: DicomJson
 ) -> InstanceDescription:
     sop_class_uid = text(values, "SOPClassUID")
-    is_image = has_pixels and _is_image(values, sop_class_uid)
+    is_image = _is_image(values, sop_class_uid) and (has_pixels or sop_class_uid in _SLICE_CLASSES)
     return InstanceDescription(
         study_instance_uid=text(values, "StudyInstanceUID"),
         series_instance_uid=text(values, "SeriesInstanceUID"),
@@ -128,7 +135,7 @@ def _description(
         issuer_of_patient_id=text(values, "IssuerOfPatientID"),
         is_image=is_image,
         made_by_us=_made_by_us(values),
-        n_frames=(integer(values, "NumberOfFrames") or 1) if has_pixels else 0,
+        n_frames=(integer(values, "NumberOfFrames") or 1) if has_pixels or is_image else 0,
         header=header,
         rejection=rejection_of(header) if sop_class_uid == KEY_OBJECT_SELECTION else None,
         frames=frames_of(values) if is_image else (),

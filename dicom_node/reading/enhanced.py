@@ -14,6 +14,8 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
 from dicom_node.reading.header import VALUE_ERRORS, Attributes, floats, integer, items, text
+from dicom_node.reading.kinds import NUCLEAR_MEDICINE
+from dicom_node.reading.nuclear import nuclear_frames
 from dicom_node.study import Frame
 
 _CLASSIC_MARKS = (
@@ -66,6 +68,8 @@ def frames_of(dataset: Attributes) -> tuple[Frame, ...]:
     n_frames = integer(dataset, "NumberOfFrames") or 1
     if "PerFrameFunctionalGroupsSequence" in dataset or "SharedFunctionalGroupsSequence" in dataset:
         return _enhanced_frames(dataset, n_frames)
+    if text(dataset, "SOPClassUID") == NUCLEAR_MEDICINE:
+        return nuclear_frames(dataset)
     if n_frames != 1:
         return ()
     marks = tuple((keyword, value) for keyword in _CLASSIC_MARKS if (value := text(dataset, keyword)))

@@ -2,43 +2,32 @@
 
 `group_series` sorts a folder, `load_volume` makes an array on a grid. Positions are the truth: slice order, distance
 and direction come from them alone, and a header that contradicts them is noted, not believed. What does not make one
-volume is refused with the reason; nothing is repaired in silence.
-
-Sources: DICOM PS3.3 C.7.6.2 (Image Plane), C.7.6.16 (Multi-frame Functional Groups).
+volume is refused with the reason; nothing is repaired in silence. Which frame becomes which slice is decided in
+`arrangement`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
-from dicom_node.errors import GeometryError, UndecodableError
-from dicom_node.imaging.geometry import Grid, grid_from_frames, shear_degrees, slice_distance_mm
+from dicom_node.errors import RefusedInputError, UndecodableError
+from dicom_node.imaging.stacks import ReadPolicy
 from dicom_node.imaging.volume import Volume
-from dicom_node.reading.decode import (
-    MAX_VOXELS,
-    ModalityLut,
-    PixelLayout,
-    check_decodable,
-    modality_luts,
-    pixel_layout,
-    stored_frames,
-)
+from dicom_node.reading.arrangement import arrange
+from dicom_node.reading.decode import MAX_VOXELS, check_decodable
+from dicom_node.reading.decoding import decode_into
 from dicom_node.reading.description import describe_any
-from dicom_node.reading.enhanced import frames_of, functional_groups
-from dicom_node.reading.header import Header, data_set_digest, floats, items, quiet, read_header, text
-from dicom_node.study import DicomJson, Frame, InstanceDescription, SourceImage
+from dicom_node.reading.header import data_set_digest, quiet, read_header, text
+from dicom_node.reading.kinds import plane_note
+from dicom_node.study import DicomJson, InstanceDescription, SourceImage
 
-_HINT_TOLERANCE = 0.01
-"""Relative difference from which a header's distance contradicts the positions."""
-_SHEAR_NOTED_DEGREES = 0.5
+DEFAULT_POLICY = ReadPolicy()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +116,7 @@ def read_headers(paths: Sequence[Path]) -> list[Dataset]:
     return [read_header(path).dataset for path in paths]
 
 
-def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
+def load_volume(paths: Sequence[Path], *, workers: int = 1, policy: ReadPolicy = DEFAULT_POLICY) -> Volume:
     """Return the volume that the files make: decoded, in the unit of the modality, sorted along the normal.
 
     Parameters
@@ -136,6 +125,9 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
         All instances of one series, in any order: classic ones, or one or more enhanced ones.
     workers
         Threads that decode; more than one helps where codecs let go of the interpreter.
+    policy
+        What may become a volume: which of several stacks, how many missing slices may be filled, from how many slices
+        on. A plugin's is `InputSeries.policy`.
 
     Raises
     ------
@@ -143,112 +135,49 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
         When a file cannot be parsed or decoded, or is in colour.
     GeometryError
         When the frames do not make one volume.
+    NotApplicableError
+        When they make none that the policy takes.
     """
-    if not paths:
-        raise GeometryError("the series holds no image")
-    headers = [read_header(path) for path in paths]
     with quiet():
-        layouts = [pixel_layout(header) for header in headers]
-        per_file = [_frames(header, layout) for header, layout in zip(headers, layouts, strict=True)]
-        frames = [frame for frames in per_file for frame in frames]
-        grid, order = grid_from_frames(frames)
-        if np.prod(grid.shape, dtype=np.int64) > MAX_VOXELS:
-            raise UndecodableError(f"a volume of {grid.shape} voxels is more than the {MAX_VOXELS} that are read")
-        for header, layout in zip(headers, layouts, strict=True):
+        plan = arrange(paths, policy)
+        if np.prod(plan.grid.shape, dtype=np.int64) > MAX_VOXELS:
+            raise UndecodableError(f"a volume of {plan.grid.shape} voxels is more than the {MAX_VOXELS} that are read")
+        for header, layout in zip(plan.headers, plan.layouts, strict=True):
             check_decodable(header, layout)
-        array = np.empty(grid.shape, dtype=np.float32)
-        place = np.empty(len(order), dtype=np.intp)
-        place[list(order)] = np.arange(len(order))
-        tasks = _decode_tasks(headers, layouts, place)
-        if workers > 1:
-            with ThreadPoolExecutor(max_workers=workers) as pool:
-                list(pool.map(lambda task: task.run(array), tasks))
-        else:
-            for task in tasks:
-                task.run(array)
+        array = np.empty(plan.grid.shape, dtype=np.float32)
+        decode_into(array, plan.headers, plan.layouts, plan.slices, workers=workers)
+        for gap in plan.gaps:
+            gap.fill(array)
         array.flags.writeable = False
         return Volume(
             array=array,
-            grid=grid,
-            frames=tuple(frames[i] for i in order),
-            modality=text(headers[0].dataset, "Modality"),
-            notes=_notes(headers[0].dataset, layouts[0], grid),
+            grid=plan.grid,
+            frames=plan.frames,
+            modality=text(plan.headers[0].dataset, "Modality"),
+            notes=plan.notes,
         )
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
-class _DecodeTask:
-    """One file, and the slice that each of its frames becomes."""
-
-    header: Header
-    layout: PixelLayout
-    luts: list[ModalityLut]
-    slices: list[int]
-
-    def run(self, array: NDArray[np.float32]) -> None:
-        """Decode the file's frames into their slices of `array` (Z, Y, X)."""
-        frames = stored_frames(self.header, self.layout, range(self.layout.n_frames))
-        for stored, lut, z in zip(frames, self.luts, self.slices, strict=True):
-            lut.apply(stored, array[z])
+def why_no_volume(paths: Sequence[Path], policy: ReadPolicy) -> str | None:
+    """Return why the files make no volume that the policy takes, from their headers; None when they do."""
+    try:
+        with quiet():
+            arrange(paths, policy)
+    except RefusedInputError as error:
+        return error.reason
+    return None
 
 
-def _decode_tasks(
-    headers: Sequence[Header], layouts: Sequence[PixelLayout], place: NDArray[np.intp]
-) -> list[_DecodeTask]:
-    tasks, start = [], 0
-    for header, layout in zip(headers, layouts, strict=True):
-        slices = [int(z) for z in place[start : start + layout.n_frames]]
-        luts = modality_luts(header.dataset, layout.n_frames)
-        tasks.append(_DecodeTask(header=header, layout=layout, luts=luts, slices=slices))
-        start += layout.n_frames
-    return tasks
-
-
-def _frames(header: Header, layout: PixelLayout) -> tuple[Frame, ...]:
-    """Return the frames of one file, one for each image plane in it."""
-    if "MOSAIC" in text(header.dataset, "ImageType").split("\\"):
-        raise GeometryError("the images are mosaics (several slices tiled in one image), which are not read")
-    frames = frames_of(header.dataset)
-    if len(frames) == layout.n_frames:
-        return frames
-    described = len(items(header.dataset, "PerFrameFunctionalGroupsSequence"))
-    if described not in (0, layout.n_frames):
-        raise GeometryError(f"functional groups describe {described} of {layout.n_frames} frames")
-    if not described and layout.n_frames > 1:
-        raise GeometryError(f"{layout.n_frames} frames in one instance without a position for each")
-    raise GeometryError(
-        "the images have no full geometry: Image Position (Patient), Image Orientation (Patient) or Pixel Spacing is "
-        "missing"
-    )
-
-
-def _notes(dataset: Dataset, layout: PixelLayout, grid: Grid) -> tuple[str, ...]:
-    """Return in words what was noticed and accepted."""
-    notes = []
-    if not text(dataset, "SOPInstanceUID"):
-        notes.append("the instances have no SOP Instance UID: results cannot refer to them")
-    distance, step = slice_distance_mm(grid), grid.spacing_mm[0]
-    tilt = shear_degrees(grid)
-    if tilt > _SHEAR_NOTED_DEGREES:
-        notes.append(f"the slices are sheared by {tilt:.1f} degrees (gantry tilt); the grid keeps the shear")
-    measures = next(iter(functional_groups(dataset, "PixelMeasuresSequence")), None) or dataset
-    between = floats(measures, "SpacingBetweenSlices", 1)
-    if between and all(_differs(abs(between[0]), truth) for truth in (distance, step)):
-        notes.append(
-            f"SpacingBetweenSlices says {between[0]:g} mm, but the positions are {distance:.3f} mm apart; "
-            "positions are used"
-        )
-    thickness = floats(measures, "SliceThickness", 1)
-    if thickness and thickness[0] > 0 and all(_differs(thickness[0], truth) for truth in (distance, step)):
-        kind = "overlap" if thickness[0] > distance else "leave gaps"
-        notes.append(
-            f"SliceThickness says {thickness[0]:g} mm, but the positions are {distance:.3f} mm apart: slices {kind}; "
-            "positions are used"
-        )
-    if layout.photometric_interpretation == "MONOCHROME1":
-        notes.append("MONOCHROME1: values are kept as stored, so high values are shown dark")
+def plane_notes(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return what the pixels of images that are no slices measure, in words, each sentence once."""
+    notes: dict[str, None] = {}
+    for path in paths:
+        try:
+            header = read_header(path)
+        except UndecodableError:
+            continue
+        with quiet():
+            note = plane_note(header.dataset)
+        if note is not None:
+            notes[note] = None
     return tuple(notes)
-
-
-def _differs(hint_mm: float, truth_mm: float) -> bool:
-    return abs(hint_mm - truth_mm) > _HINT_TOLERANCE * truth_mm

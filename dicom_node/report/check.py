@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import ResultError
-from dicom_node.findings import Finding, Findings
+from dicom_node.findings import Finding, Findings, Mask, on_images
 from dicom_node.report import codes
 
 MAX_CENTROID_OFFSET_VOXELS = 0.5
@@ -56,13 +56,16 @@ def check_seg(ds: Dataset, findings: Findings) -> None:
     if set(counts) != {finding.number for finding in findings.findings}:
         raise ResultError(f"segments {sorted(counts)} do not match the {len(findings.findings)} findings")
     for finding in findings.findings:
-        n_voxels = counts[finding.number]
-        if n_voxels != finding.mask.n_voxels or n_voxels != finding.measurements.n_voxels:
-            raise ResultError(f"segment {finding.number} has {n_voxels} voxels, its finding {finding.mask.n_voxels}")
-        away = to_voxel @ (sums[finding.number] / n_voxels - finding.measurements.centroid_lps_mm)
+        n_voxels, shown = counts[finding.number], on_images(finding.mask, findings.frames)
+        if n_voxels != shown.n_voxels or finding.mask.n_voxels != finding.measurements.n_voxels:
+            raise ResultError(f"segment {finding.number} has {n_voxels} voxels, its finding {shown.n_voxels}")
+        # What lies on interpolated slices is measured and not encoded, so the centroid of the rest is compared.
+        is_whole = n_voxels == finding.mask.n_voxels
+        centroid = finding.measurements.centroid_lps_mm if is_whole else _centroid(shown, findings)
+        away = to_voxel @ (sums[finding.number] / n_voxels - centroid)
         if np.abs(away).max() > MAX_CENTROID_OFFSET_VOXELS:
             raise ResultError(f"segment {finding.number} lies {np.abs(away).max():.1f} voxels from its finding")
-        _check_volume(finding, findings, n_voxels * voxel_mm3 / 1000, "by Pixel Measures")
+        _check_volume(finding, findings, n_voxels * voxel_mm3 / 1000, "by Pixel Measures", n_voxels)
 
 
 def check_sr(ds: Dataset, findings: Findings) -> None:
@@ -77,12 +80,17 @@ def check_sr(ds: Dataset, findings: Findings) -> None:
     if set(volumes) != {finding.tracking_identifier for finding in findings.findings}:
         raise ResultError(f"the report has {len(volumes)} groups for {len(findings.findings)} findings")
     for finding in findings.findings:
-        _check_volume(finding, findings, volumes[finding.tracking_identifier], "in the report")
+        _check_volume(finding, findings, volumes[finding.tracking_identifier], "in the report", finding.mask.n_voxels)
 
 
-def _check_volume(finding: Finding, findings: Findings, volume_ml: float, where: str) -> None:
+def _centroid(mask: Mask, findings: Findings) -> NDArray[np.float64]:
+    z, y, x = np.argwhere(mask.array).mean(axis=0) + mask.offset
+    return np.asarray(findings.affine_lps[:3, :3] @ (x, y, z) + findings.affine_lps[:3, 3])
+
+
+def _check_volume(finding: Finding, findings: Findings, volume_ml: float, where: str, n_voxels: int) -> None:
     """Compare with the voxels of the mask and the affine, which both come from the pixels and positions alone."""
-    expected = finding.mask.n_voxels * float(abs(np.linalg.det(findings.affine_lps[:3, :3]))) / 1000
+    expected = n_voxels * float(abs(np.linalg.det(findings.affine_lps[:3, :3]))) / 1000
     if abs(volume_ml - expected) > MAX_VOLUME_DEVIATION * expected:
         raise ResultError(f"{finding.tracking_identifier}: {volume_ml:.4f} ml {where}, {expected:.4f} ml by positions")
 

@@ -48,6 +48,8 @@ _CONTENT_CREATOR = "Node^DICOM"
 def build_seg(findings: Findings, manifest: Manifest, sources: Sources, identity: ResultIdentity) -> Dataset:
     """Return the Segmentation of all findings, Explicit VR Little Endian, frames only where a mask has voxels.
 
+    A slice that was interpolated has no frame: there is no image on which anybody could see it.
+
     Raises
     ------
     ResultError
@@ -55,9 +57,11 @@ def build_seg(findings: Findings, manifest: Manifest, sources: Sources, identity
     """
     found = _in_order(findings)
     window = _slices_with_voxels(found)
+    shown = [z for z in window if not findings.frames[z].interpolated]
+    stacked = _stacked(found, window, findings.shape)
     ds = hd.seg.Segmentation(
-        source_images=[_stand_in(findings, sources, z) for z in window],
-        pixel_array=_stacked(found, window, findings.shape),
+        source_images=[_stand_in(findings, sources, z) for z in shown],
+        pixel_array=stacked if len(shown) == len(window) else stacked[[z - window.start for z in shown]],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=list(_descriptions(found, findings, manifest, identity)),
         series_instance_uid=identity.series_instance_uid("seg"),

@@ -71,7 +71,7 @@ def match_sources(frames: Sequence[Frame], headers: Sequence[Dataset]) -> Source
     Parameters
     ----------
     frames
-        Frame of each slice, slice 0 first.
+        Frame of each slice, slice 0 first; interpolated ones have no source.
     headers
         Data sets without pixels; those that no frame names are left out.
 
@@ -81,7 +81,7 @@ def match_sources(frames: Sequence[Frame], headers: Sequence[Dataset]) -> Source
         When a frame's instance is not among the headers, or the headers come from more than one study.
     """
     by_uid = {str(header.SOPInstanceUID): header for header in headers}
-    used = dict.fromkeys(frame.sop_instance_uid for frame in frames)
+    used = dict.fromkeys(frame.sop_instance_uid for frame in frames if not frame.interpolated)
     absent = [uid for uid in used if uid not in by_uid]
     if absent:
         raise ResultError(f"{len(absent)} of {len(used)} source images have no header, the first is {absent[0]}")
@@ -89,7 +89,7 @@ def match_sources(frames: Sequence[Frame], headers: Sequence[Dataset]) -> Source
     if len(studies) != 1:
         raise ResultError(f"the source images come from {len(studies)} studies; a result belongs to one")
     return Sources(
-        header=clean_header(by_uid[frames[0].sop_instance_uid]),
+        header=clean_header(by_uid[next(iter(used))]),
         instances={
             uid: SourceInstance(
                 sop_class_uid=str(by_uid[uid].SOPClassUID),

@@ -23,7 +23,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from dicom_node.errors import GeometryError, RefusedInputError, UndecodableError
+from dicom_node.errors import GeometryError, NotApplicableError, RefusedInputError, UndecodableError
+from dicom_node.imaging.stacks import ReadPolicy, StackPreference
 from dicom_node.reading import describe, find_files, group_series, load_volume, read_headers
 from dicom_node.reading.decode import decode_instance
 from dicom_node.reading.header import read_header
@@ -297,12 +298,139 @@ def test_a_missing_slice_is_refused(write: Write) -> None:
         load_volume([path for number, path in enumerate(paths) if number != 2])
 
 
-def test_two_phases_in_one_series_are_named(write: Write, tmp_path: Path) -> None:
-    """Two stacks at the same positions are refused and what differs is named."""
-    first = write(headers={"AcquisitionNumber": 1})
-    second = write(headers={"AcquisitionNumber": 2}, folder=tmp_path / "second", uid_root=f"{ROOT}.77")
-    with pytest.raises(GeometryError, match=r"several stacks .* AcquisitionNumber: 1, 2"):
-        load_volume([*first, *second])
+def test_two_phases_in_one_series_are_read_as_the_first(write: Write, tmp_path: Path) -> None:
+    """Of two stacks at the same positions one is read; the note names both, and a plugin may want the other one."""
+    second = write(headers={"AcquisitionNumber": 2}, array=ARRAY + 1)
+    first = write(headers={"AcquisitionNumber": 1}, folder=tmp_path / "first", uid_root=f"{ROOT}.77")
+    volume = load_volume([*second, *first])
+    np.testing.assert_array_equal(ARRAY, volume.array)
+    assert (
+        "several stacks are mixed in one series: 2 stacks (AcquisitionNumber 1, 5 slices; AcquisitionNumber 2, 5 "
+        "slices): read AcquisitionNumber 1, 5 slices (most slices, then the first)"
+    ) == volume.notes[0]
+    last = ReadPolicy(preferences=(StackPreference(keyword="AcquisitionNumber", prefer="largest"),))
+    np.testing.assert_array_equal(ARRAY + 1, load_volume([*second, *first], policy=last).array)
+    with pytest.raises(GeometryError, match="one stack only"):
+        load_volume([*second, *first], policy=ReadPolicy(stacks="refuse"))
+
+
+def test_echoes_of_one_enhanced_object_are_split(write: Write) -> None:
+    """Frames of the other echo are not decoded; those of the first keep their values and their frame numbers."""
+
+    def two_echoes(dataset: Dataset) -> None:
+        for number, groups in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+            echo = Dataset()
+            echo.EffectiveEchoTime = (9.8, 4.9)[number % 2]
+            groups.MREchoSequence = [echo]
+
+    twice = (0, 0, 1, 1, 2, 2, 3, 3, 4, 4)
+    path = edit(write(modality="MR", enhanced=True, order=twice)[0], two_echoes)
+    dataset = dcmread(path)
+    pixels = dataset.pixel_array.copy()
+    pixels[0::2] = 77
+    dataset.PixelData = pixels.tobytes()
+    dataset.save_as(path)
+    volume = load_volume([path])
+    np.testing.assert_array_equal(ARRAY, volume.array)
+    assert [2, 4, 6, 8, 10] == [frame.frame_number for frame in volume.frames]
+    assert "read EffectiveEchoTime 4.9 ms, 5 slices" in volume.notes[0]
+
+
+def test_a_localizer_in_the_series_is_left_out(write: Write, tmp_path: Path) -> None:
+    """Its images stand in another plane; the note says so."""
+    sagittal = np.array([[0, 0, 4.0, 0], [0.8, 0, 0, 0], [0, -0.8, 0, 700.0], [0, 0, 0, 1]])
+    scout = write(affine=sagittal, array=ARRAY[:2], folder=tmp_path / "scout", uid_root=f"{ROOT}.77")
+    volume = load_volume([*scout, *write()])
+    np.testing.assert_array_equal(ARRAY, volume.array)
+    assert "images of different orientations and Pixel Spacing are mixed in one series: 2 kinds" in volume.notes[0]
+
+
+def test_an_image_of_another_size_at_the_end_refuses_the_volume(write: Write, tmp_path: Path) -> None:
+    """The series would end a slice too early, and nobody would see it."""
+    paths = write()
+    large = write(array=np.zeros((5, 24, 20)), folder=tmp_path / "large")
+    with pytest.raises(GeometryError, match=r"different sizes .*pieces of one volume"):
+        load_volume([*paths[:-1], large[-1]])
+
+
+def test_copies_under_other_uids_are_one_image(write: Write, tmp_path: Path) -> None:
+    """A series that was sent twice under new SOP Instance UIDs is read once; with other pixels it is refused."""
+    again = write(folder=tmp_path / "again", uid_root=f"{ROOT}.77")
+    paths = write()
+    volume = load_volume([*paths, *again[1:3]])
+    np.testing.assert_array_equal(ARRAY, volume.array)
+    assert ("2 images are copies of others (same place, same pixels) and left out",) == volume.notes[:1]
+    edit(again[1], lambda dataset: setattr(dataset, "PixelData", bytes(240)))
+    with pytest.raises(GeometryError, match=r"slices are doubled .*nothing in their headers tells"):
+        load_volume([*paths, *again[1:3]])
+
+
+def test_a_missing_slice_is_interpolated_where_the_policy_allows(write: Write) -> None:
+    """Half-way between its neighbours, on the whole grid, with a frame that names no image, and a note."""
+    paths = [path for number, path in enumerate(write()) if number != 2]
+    volume = load_volume(paths, policy=ReadPolicy(missing_slices=1))
+    np.testing.assert_allclose(volume.grid.affine_lps, OBLIQUE, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(ARRAY[[0, 1, 3, 4]], volume.array[[0, 1, 3, 4]])
+    np.testing.assert_allclose((ARRAY[1] + ARRAY[3]) / 2, volume.array[2], atol=1e-3)
+    assert (2,) == volume.interpolated
+    assert ("", 0) == (volume.frames[2].sop_instance_uid, volume.frames[2].frame_number)
+    np.testing.assert_allclose(volume.frames[2].position_mm, OBLIQUE[:3, 3] + 2 * OBLIQUE[:3, 2], atol=1e-5)
+    assert any(note.startswith("slice 3 of 5 is missing and interpolated") for note in volume.notes)
+
+
+def test_two_missing_slices_in_a_row_are_interpolated_by_distance(write: Write) -> None:
+    """A third and two thirds of the way; one more than the policy allows is refused."""
+    paths = [path for number, path in enumerate(write()) if number not in (1, 2)]
+    volume = load_volume(paths, policy=ReadPolicy(missing_slices=2))
+    np.testing.assert_allclose((2 * ARRAY[0] + ARRAY[3]) / 3, volume.array[1], atol=1e-3)
+    np.testing.assert_allclose((ARRAY[0] + 2 * ARRAY[3]) / 3, volume.array[2], atol=1e-3)
+    with pytest.raises(GeometryError, match="2 slices are missing"):
+        load_volume(paths, policy=ReadPolicy(missing_slices=1))
+
+
+def test_a_single_slice_is_shown_and_feeds_no_network(write: Write) -> None:
+    """Its depth is a hint of the header and named as such; without the hint there is none."""
+    path = write(headers={"SliceThickness": 5.0})[1]
+    with pytest.raises(GeometryError, match="a single slice does not make a volume"):
+        load_volume([path])
+    volume = load_volume([path], policy=ReadPolicy(min_slices=1))
+    np.testing.assert_array_equal(ARRAY[1:2], volume.array)
+    assert 5.0 == pytest.approx(volume.grid.spacing_mm[0])
+    np.testing.assert_allclose(volume.grid.affine_lps[:3, 3], OBLIQUE[:3, 3] + OBLIQUE[:3, 2], atol=1e-6)
+    assert ("a single slice: that it reaches 5 mm is what SliceThickness says, a hint",) == volume.notes
+    edit(path, _set(SliceThickness=None))
+    with pytest.raises(GeometryError, match="a single slice without Slice Thickness"):
+        load_volume([path], policy=ReadPolicy(min_slices=1))
+
+
+def test_the_stack_that_is_read_has_the_slices_that_the_plugin_needs(write: Write) -> None:
+    """Routing counts all images of a series; the stack that is read may be a part of them."""
+    with pytest.raises(NotApplicableError, match="the stack has 5 slices; at least 6 are needed"):
+        load_volume(write(), policy=ReadPolicy(min_slices=6))
+
+
+@pytest.mark.parametrize("at", [0, 4])
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+def test_an_image_without_pixels_at_the_end_refuses_the_series(write: Write, at: int, modality: str) -> None:
+    """It still belongs to the series' images, so the volume does not become a slice shorter in silence."""
+    paths = write(modality=modality)
+    edit(paths[at], lambda dataset: dataset.__delitem__("PixelData"))
+    (series,), _ = group_series(paths)
+    assert 5 == len(series.images)
+    with pytest.raises(UndecodableError, match="no pixel data"):
+        load_volume([image.path for image in series.images])
+
+
+def _as_tomosynthesis(dataset: Dataset) -> None:
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.13.1.3"
+    dataset.Modality = "MG"
+
+
+def test_breast_tomosynthesis_is_read_by_its_functional_groups(write: Write) -> None:
+    """Its frames are slices with a place in the patient, other than the projections they were made of."""
+    volume = load_volume([edit(write(enhanced=True)[0], _as_tomosynthesis)])
+    np.testing.assert_array_equal(ARRAY, volume.array)
+    assert "MG" == volume.modality
 
 
 def test_an_unreadable_syntax_is_refused_by_name(write: Write) -> None:
