@@ -257,7 +257,7 @@ def _entry(files: SeriesFiles, volume: Volume | None, refused: str | None, plugi
         "volume": shown,
         "refused": refused,
         "notes": list(volume.notes) if volume else [],
-        "plugins": {plugin.id: _eligibility(files, plugin, refused) for plugin in plugins},
+        "plugins": {plugin.id: _eligibility(files, plugin, volume, refused) for plugin in plugins},
     }
 
 
@@ -273,12 +273,14 @@ def _no_series(refused: str) -> dict[str, Any]:
     }
 
 
-def _eligibility(files: SeriesFiles, plugin: Plugin, refused: str | None) -> dict[str, Any]:
+def _eligibility(files: SeriesFiles, plugin: Plugin, volume: Volume | None, refused: str | None) -> dict[str, Any]:
     verdict = judge_series(series_view(files), plugin.manifest.input_series[0], plugin.manifest.input_series[0])
     if verdict.outcome is not Outcome.MATCHED:
         return {"eligible": False, "reason": why_not(verdict, plugin.id)}
     if refused is not None:
         return {"eligible": False, "reason": refused}
+    if volume is not None and (reason := plugin.manifest.too_large(volume.grid)):
+        return {"eligible": False, "reason": reason}
     return {"eligible": True, "reason": "the series meets every requirement of the plugin"}
 
 
