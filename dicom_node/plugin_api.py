@@ -20,7 +20,7 @@ from dicom_node.config.schema import SeriesMatch, Table
 from dicom_node.imaging.footprint import Shape, peak_bytes, planned
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.sliding import PadMode, held_voxels
-from dicom_node.imaging.steps import Step
+from dicom_node.imaging.steps import GreyFromColour, Step
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -68,6 +68,17 @@ class Preprocess(Table):
 
     spec_version: Literal[1]
     step: tuple[Annotated[Step, Field(discriminator="kind")], ...]
+
+    @model_validator(mode="after")
+    def _colour_ends_first(self) -> Self:
+        if any(isinstance(step, GreyFromColour) for step in self.step[1:]):
+            raise ValueError('"grey_from_colour" is the first step: it is carried out while the images are read')
+        return self
+
+    @property
+    def takes_colour(self) -> bool:
+        """Return whether colour images are read, as their luma; without the step they are refused."""
+        return bool(self.step) and isinstance(self.step[0], GreyFromColour)
 
 
 class Inference(Table):

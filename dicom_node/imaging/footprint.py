@@ -71,7 +71,7 @@ def peak_bytes(
     n_source = math.prod(source)
     preparing = _FLOAT * n_source + _PREPARING * largest_voxels
     n_prepared = math.prod(prepared) if prepared else 0
-    # The prepared array, and the sum of the windows' weights on it.
-    inferring = (_FLOAT + _RETURNING) * n_source + 2 * _FLOAT * n_prepared
-    inferring += network_bytes + _FLOAT * n_classes * held_voxels
+    inferring = (_FLOAT + _RETURNING) * n_source + _FLOAT * n_prepared
+    # One class more: the sum of the windows' weights.
+    inferring += network_bytes + _FLOAT * (n_classes + 1) * held_voxels
     return max(_READING * n_source, preparing, inferring if prepared else 0)

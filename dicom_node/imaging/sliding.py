@@ -29,7 +29,8 @@ Network: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """(N, C, *window) -> (N, K, *window)."""
 
 _Block: TypeAlias = tuple[int, ...]
-_Held: TypeAlias = dict[_Block, NDArray[np.float32]]
+_Held: TypeAlias = dict[_Block, tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Block -> sum of the weighted answers (K, ...), sum of the weights (...)."""
 _Box: TypeAlias = tuple[slice, slice, slice]
 
 _SIGMA = 0.125
@@ -175,15 +176,12 @@ def _regions(
         tuple(place[order.index(axis)] for axis in range(3))
         for place in product(*(range(len(axes[axis].starts)) for axis in order))
     ]
-    weight_sum = np.zeros(padded.shape[1:], dtype=np.float32)
-    for place in places:
-        weight_sum[_window(axes, place, weights.shape)] += weights
     held: _Held = {}
     for group in _groups(iter(places), batch):
         answers = run(np.stack([padded[(slice(None), *_window(axes, place, weights.shape))] for place in group]))
         for place, answer in zip(group, answers, strict=True):
             _add(held, axes, place, answer, weights)
-            yield _hand_out(held, axes, place, weight_sum)
+            yield _hand_out(held, axes, place)
         # The next run needs its memory.
         del answers, answer
 
@@ -207,28 +205,25 @@ def _add(
         pieces = (axis.pieces[at] for axis, at in zip(axes, block, strict=True))
         inside = tuple(slice(p.start - start, p.stop - start) for p, start in zip(pieces, starts, strict=True))
         weighted = answer[(slice(None), *inside)] * weights[inside]
-        if block in held:
-            held[block] += weighted
-        else:
-            held[block] = weighted
+        if block not in held:
+            held[block] = weighted, weights[inside].copy()
+            continue
+        total, weight = held[block]
+        total += weighted
+        weight += weights[inside]
 
 
-def _hand_out(
-    held: _Held,
-    axes: Sequence[_Axis],
-    place: Sequence[int],
-    weight_sum: NDArray[np.float32],
-) -> Region:
+def _hand_out(held: _Held, axes: Sequence[_Axis], place: Sequence[int]) -> Region:
     """Return the region that became final with a window, and forget the blocks that no later region needs."""
     chosen = [axis.handed_out[at] for axis, at in zip(axes, place, strict=True)]
     starts = [axis.pieces[pieces[0]].start for axis, pieces in zip(axes, chosen, strict=True)]
     stops = [axis.pieces[pieces[-1]].stop for axis, pieces in zip(axes, chosen, strict=True)]
     blocks = list(product(*chosen))
-    values = np.empty((len(held[blocks[0]]), *np.subtract(stops, starts)), dtype=np.float32)
+    values = np.empty((len(held[blocks[0]][0]), *np.subtract(stops, starts)), dtype=np.float32)
     for block in blocks:
         box = tuple(axis.pieces[at] for axis, at in zip(axes, block, strict=True))
         to = tuple(slice(part.start - start, part.stop - start) for part, start in zip(box, starts, strict=True))
-        np.divide(held[block], weight_sum[box], out=values[(slice(None), *to)])
+        np.divide(*held[block], out=values[(slice(None), *to)])
         if all(
             at + 1 == len(axis.starts) or piece not in axis.handed_out[at + 1]
             for axis, at, piece in zip(axes, place, block, strict=True)

@@ -267,6 +267,15 @@ def test_senseless_inference_is_refused(inference: dict[str, Any]) -> None:
         make_manifest(inference=inference)
 
 
+def test_colour_is_taken_only_where_the_first_step_says_so() -> None:
+    """Grey from colour happens while reading, so it cannot stand behind a step that runs on what was read."""
+    colour, clip = {"kind": "grey_from_colour"}, {"kind": "clip", "low": 0.0, "high": 9.0}
+    for step, takes_colour in (([], False), ([clip], False), ([colour], True), ([colour, clip], True)):
+        assert make_manifest(preprocess={"spec_version": 1, "step": step}).preprocess.takes_colour == takes_colour
+    with pytest.raises(ValueError, match="is the first step"):
+        make_manifest(preprocess={"spec_version": 1, "step": [clip, colour]})
+
+
 FIRST_STEPS = [
     {"kind": "orient", "axes": "SPL"},
     {"kind": "resample", "spacing_mm": [1.0, 1.0, 1.0], "order": 3},
