@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal, Self, TypeAlias
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from dicom_node.config.schema import SeriesMatch, Table
+from dicom_node.imaging.footprint import Shape, peak_bytes, planned
+from dicom_node.imaging.geometry import Grid
+from dicom_node.imaging.sliding import PadMode, held_voxels
 from dicom_node.imaging.stacks import ReadPolicy, StackPreference
-from dicom_node.imaging.steps import Step
+from dicom_node.imaging.steps import GreyFromColour, Step
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -94,8 +100,8 @@ class InputTensor(Table):
     roles: tuple[str, ...] = Field(min_length=1, max_length=1)
     """The role that fills each channel; one channel in this version."""
     dtype: Literal["float32"] = "float32"
-    axes: Literal["NCDHW"] = "NCDHW"
-    """Batch, channel, then the three array axes as the preprocessing left them."""
+    axes: Literal["NCDHW", "NCHW"] = "NCDHW"
+    """Batch, channel, then the three array axes as the preprocessing left them; "NCHW" the last two (mode "slice")."""
     divisor: Annotated[int, Field(ge=1)] = 1
     """Each spatial axis is padded at its end to a multiple of this before a run; a window must be one already."""
 
@@ -106,23 +112,48 @@ class Preprocess(Table):
     spec_version: Literal[1]
     step: tuple[Annotated[Step, Field(discriminator="kind")], ...]
 
+    @model_validator(mode="after")
+    def _colour_ends_first(self) -> Self:
+        if any(isinstance(step, GreyFromColour) for step in self.step[1:]):
+            raise ValueError('"grey_from_colour" is the first step: it is carried out while the images are read')
+        return self
+
+    @property
+    def takes_colour(self) -> bool:
+        """Return whether colour images are read, as their luma; without the step they are refused."""
+        return bool(self.step) and isinstance(self.step[0], GreyFromColour)
+
 
 class Inference(Table):
-    """[inference]: the whole volume in one run, or windows that overlap."""
+    """[inference]: the whole volume in one run, windows that overlap, or the slices of the first array axis."""
 
-    mode: Literal["whole", "window"]
+    mode: Literal["whole", "window", "slice"]
     window: tuple[int, int, int] | None = None
     """Voxels along the three array axes; mode "window" only."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     blend: Literal["constant", "gaussian"] = "gaussian"
     batch: Annotated[int, Field(ge=1)] = 1
+    """Windows or slices in one run."""
     max_windows: Annotated[int, Field(ge=1)] = 4096
+    """Of windows, or slices, in all."""
+    pad_mode: PadMode = "minimum"
+    """What lies beyond an array that is shorter than the window or no multiple of the divisor: its least value, 0, its
+    last voxel repeated ("edge"), or its mirror image ("reflect")."""
+    tta_axes: tuple[Annotated[int, Field(ge=0, le=2)], ...] = ()
+    """Array axes (0 to 2) along which the image is mirrored, alone and together; the mean of all answers counts."""
 
     @model_validator(mode="after")
     def _window_goes_with_mode(self) -> Self:
         if (self.mode == "window") != (self.window is not None):
             raise ValueError('`window` is given with mode = "window", and only then')
+        if len(set(self.tta_axes)) != len(self.tta_axes) or (self.mode == "slice" and 0 in self.tta_axes):
+            raise ValueError("`tta_axes` are named once each; a network that sees one slice has no axis 0")
         return self
+
+    @property
+    def window_overlap(self) -> float:
+        """Return by how much neighbouring windows overlap; slices do not."""
+        return 0.0 if self.mode == "slice" else self.overlap
 
 
 class OutputTensor(Table):
@@ -210,6 +241,7 @@ class Limits(Table):
 
     time_s: Annotated[float, Field(gt=0)]
     ram_mb: Annotated[int, Field(gt=0)]
+    """MiB. An image that would take more is refused before the network runs."""
     max_voxels: Annotated[int, Field(gt=0)] = 512 * 512 * 2000
     """Of the source volume."""
 
@@ -234,6 +266,45 @@ class Quality(Table):
     rule: dict[str, str] = Field(default_factory=dict)
 
 
+_FIRST_FIELDS: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        table: frozenset(fields.split())
+        for table, fields in {
+            "spec": "input preprocess inference output postprocess plausibility",
+            "input": "tensor roles dtype axes divisor",
+            "preprocess": "spec_version step",
+            "orient": "kind axes",
+            "resample": "kind spacing_mm order anti_alias align",
+            "fit": "kind shape value",
+            "crop_foreground": "kind above margin_voxels largest_component",
+            "clip": "kind low high",
+            "normalise": "kind method low high clip mask_above",
+            "pad": "kind divisor value",
+            "denoise": "kind size_voxels",
+            "inference": "mode window overlap blend batch max_windows",
+            "output": "tensor role activation exclusive classes",
+            "postprocess": "threshold min_volume_mm3 connectivity keep split fill_holes min_mean_contrast",
+            "plausibility": "total_volume_ml max_findings source_extent_mm source_mean refuse_touching_border",
+        }.items()
+    }
+)
+"""Table of the spec, or kind of step -> the fields of the first version: these are digested whatever they say."""
+
+
+def _meaning(table: str, said: Any, unusual: Any) -> Any:
+    """Return what of a dumped table is digested: first fields always, later ones where they differ from the default."""
+    if isinstance(said, list) and said and isinstance(said[0], dict):
+        return [_meaning(table, one, other) for one, other in zip(said, unusual, strict=True)]
+    if not isinstance(said, dict):
+        return said
+    first = _FIRST_FIELDS.get(said.get("kind", table) if table == "step" else table, frozenset(("kind",)))
+    return {
+        key: _meaning(key, value, unusual.get(key, value))
+        for key, value in said.items()
+        if key in first or key in unusual
+    }
+
+
 class InferenceSpec(Table):
     """Everything between file and finding, as one value that is hashed into provenance (ARCHITECTURE, decision 8)."""
 
@@ -245,8 +316,14 @@ class InferenceSpec(Table):
     plausibility: Plausibility
 
     def sha256(self) -> str:
-        """Return the digest of the spec: the same for the same meaning, however plugin.toml is laid out."""
-        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+        """Return the digest of the spec: the same for the same meaning, however plugin.toml is laid out.
+
+        A field that came after the first version counts only where it is not at its default, so a manifest that does
+        not use it keeps the digest under which its reference case and its past results are known.
+        """
+        said = self.model_dump(mode="json")
+        unusual = self.model_dump(mode="json", exclude_defaults=True)
+        return hashlib.sha256(json.dumps(_meaning("spec", said, unusual), sort_keys=True).encode()).hexdigest()
 
 
 class Manifest(Table):
@@ -288,6 +365,8 @@ class Manifest(Table):
                 raise ValueError(f"output {output.tensor!r} is exclusive (argmax), so `threshold` would be ignored")
         window = self.inference.window
         for tensor in self.input:
+            if (tensor.axes == "NCHW") != (self.inference.mode == "slice"):
+                raise ValueError(f'input {tensor.tensor!r}: axes "NCHW" go with mode = "slice", and only with it')
             if window is not None and any(edge % tensor.divisor for edge in window):
                 raise ValueError(f"input {tensor.tensor!r}: window {window} is no multiple of {tensor.divisor}")
         return self
@@ -303,6 +382,50 @@ class Manifest(Table):
             postprocess=self.postprocess,
             plausibility=self.plausibility,
         )
+
+    def run_shape(self, prepared: Shape) -> tuple[int, ...]:
+        """Return the shape of the tensor that one run of the network reads of a prepared array."""
+        tensor, inference = self.input[0], self.inference
+        padded = tuple(size + -size % tensor.divisor for size in prepared)
+        if inference.mode == "slice":
+            return inference.batch, len(tensor.roles), *padded[1:]
+        return (inference.batch if inference.window else 1), len(tensor.roles), *(inference.window or padded)
+
+    def memory_bytes(self, grid: Grid, *, prepared: Shape | None = None, network_bytes: int = 0) -> int:
+        """Return about how much memory a job on a volume of `grid` takes at its peak, beside the process itself.
+
+        Parameters
+        ----------
+        prepared
+            Shape of the prepared array, once there is one; None: what the steps let expect.
+        network_bytes
+            Of one run with a tensor of `run_shape`; 0 where the model is not loaded, and the answer then is too low.
+        """
+        plan = planned(grid, self.preprocess.step)
+        shape = prepared or plan.shape
+        held = 0
+        if shape is not None:
+            run = self.inference
+            window = (1, *shape[1:]) if run.mode == "slice" else run.window
+            held = held_voxels(shape, window, run.window_overlap, run.batch) if window else math.prod(shape)
+        return peak_bytes(
+            grid.shape,
+            largest_voxels=plan.largest_voxels,
+            prepared=shape,
+            n_classes=len(self.output[0].classes),
+            held_voxels=held,
+            network_bytes=network_bytes,
+        )
+
+    def too_large(self, grid: Grid, *, prepared: Shape | None = None, network_bytes: int = 0) -> str | None:
+        """Return why a volume on `grid` is not read with [limits], None when it may be; see `memory_bytes`."""
+        n_voxels = math.prod(grid.shape)
+        if n_voxels > self.limits.max_voxels:
+            return f"the volume has {n_voxels} voxels; the plugin takes {self.limits.max_voxels}"
+        needed_mb = -(-self.memory_bytes(grid, prepared=prepared, network_bytes=network_bytes) // (1 << 20))
+        if needed_mb > self.limits.ram_mb:
+            return f"this image would take about {needed_mb} MB of memory; the plugin may use {self.limits.ram_mb} MB"
+        return None
 
     def spec_sha256(self) -> str:
         """Return the digest of the spec."""

@@ -11,7 +11,9 @@ components (size, holes, contrast, largest), measurements, gate on the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +23,22 @@ from dicom_node.engines import Engine, TensorSpec
 from dicom_node.errors import EngineError, ModelMismatchError, NotApplicableError, RefusedInputError
 from dicom_node.findings import Finding, Findings, Mask, Outcome, Provenance, on_images
 from dicom_node.imaging.geometry import Grid
-from dicom_node.imaging.mask import components, crop_mask, filled, mean_contrast, outline, union
+from dicom_node.imaging.inverse import class_masks
+from dicom_node.imaging.mask import components, filled, mean_contrast, outline, union
 from dicom_node.imaging.measure import measure
 from dicom_node.imaging.plausibility import implausible_input, implausible_result
-from dicom_node.imaging.preprocess import Box, Prepared, box_on, pad_to_multiple, prepare, to_source
-from dicom_node.imaging.sliding import slide
+from dicom_node.imaging.preprocess import Prepared, prepare
+from dicom_node.imaging.sliding import Network, Region, pad_at_end, slide
 from dicom_node.imaging.volume import Volume
 from dicom_node.plugin_api import BACKGROUND, Manifest, OutputTensor, Postprocess
 
-_SLAB_VOXELS = 2_000_000
-"""Source voxels brought back at a time, every class together."""
+
+class Runs(Protocol):
+    """What of an `Engine` answers."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """Return every output by name."""
+        ...
 
 
 def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *, clock: Clock) -> Findings:
@@ -46,7 +54,7 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     Raises
     ------
     NotApplicableError
-        A role has no volume, or the volume has more voxels than the plugin takes.
+        A role has no volume, or the volume has more voxels than the plugin takes, or would take more memory.
     RefusedInputError
         The image cannot be brought into the network's form.
     ModelMismatchError
@@ -60,67 +68,129 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     reason = implausible_input(manifest.plausibility, volume.grid, float(prepared.array.mean(dtype=np.float64)))
     if reason:
         return _answer("withheld", reason, (), volume, _provenance(manifest, engine, 0.0))
-    started = clock.monotonic()
-    probability = run_model(prepared, manifest, engine)
-    provenance = _provenance(manifest, engine, clock.monotonic() - started)
-    findings = find(probability, prepared.grid, volume, manifest)
+    network_bytes = engine.memory_bytes({manifest.input[0].tensor: manifest.run_shape(prepared.grid.shape)})
+    if reason := manifest.too_large(volume.grid, prepared=prepared.grid.shape, network_bytes=network_bytes):
+        raise NotApplicableError(reason)
+    timed = _Timed(engine, clock)
+    findings = find(run_model(prepared, manifest, timed), prepared.grid, volume, manifest)
+    provenance = _provenance(manifest, engine, timed.duration_s)
     reason = implausible_result(manifest.plausibility, findings, volume.grid.shape)
     outcome: Outcome = "withheld" if reason else "result" if findings else "nothing_found"
     return _answer(outcome, reason, findings, volume, provenance)
 
 
-def run_model(prepared: Prepared, manifest: Manifest, engine: Engine) -> NDArray[np.float32]:
-    """Return the probability of each class on the prepared grid, float32, (K, A0, A1, A2), 0 to 1.
+class _Timed:
+    """An engine whose time alone is counted: its answers are worked on between its runs."""
+
+    def __init__(self, engine: Engine, clock: Clock) -> None:
+        self._engine = engine
+        self._clock = clock
+        self.duration_s = 0.0
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        started = self._clock.monotonic()
+        outputs = self._engine.run(inputs)
+        self.duration_s += self._clock.monotonic() - started
+        return outputs
+
+
+def run_model(prepared: Prepared, manifest: Manifest, engine: Runs) -> Iterator[Region]:
+    """Return the probability of each class on the prepared grid, 0 to 1, region by region (`imaging.sliding`).
 
     Raises
     ------
     RefusedInputError
-        More windows are needed than the manifest allows.
+        More windows are needed than the manifest allows; at once, before anything has run.
     EngineError
-        The runtime failed, or the answer is not finite.
+        The runtime failed, or the answer is not finite; while regions are read.
     """
-    tensor, output, inference = manifest.input[0], manifest.output[0], manifest.inference
+    tensor, inference = manifest.input[0], manifest.inference
+    array = prepared.array[np.newaxis]
+    run = _network(manifest, engine)
+    if inference.mode == "whole":
+        return _whole(array, run, manifest)
+    window = inference.window
+    if window is None:  # mode "slice": one slice, padded to what the network divides it by
+        height, width = (size + -size % tensor.divisor for size in prepared.array.shape[1:])
+        window = (1, height, width)
+    return slide(
+        array,
+        run,
+        window=window,
+        overlap=inference.window_overlap,
+        blend=inference.blend,
+        batch=inference.batch,
+        max_windows=inference.max_windows,
+        pad_mode=inference.pad_mode,
+    )
+
+
+def _whole(array: NDArray[np.float32], run: Network, manifest: Manifest) -> Iterator[Region]:
+    ends = [-size % manifest.input[0].divisor for size in array.shape[1:]]
+    (probability,) = run(pad_at_end(array, ends, manifest.inference.pad_mode)[np.newaxis])
+    z, y, x = array.shape[1:]
+    yield Region(start=(0, 0, 0), values=probability[:, :z, :y, :x])
+
+
+def _network(manifest: Manifest, engine: Runs) -> Network:
+    """Return the network as a function from images (N, C, A0, A1, A2) to probabilities (N, K, A0, A1, A2)."""
+    tensor, output = manifest.input[0], manifest.output[0]
+    flat = tensor.axes == "NCHW"
 
     def run(batch: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits = engine.run({tensor.tensor: np.ascontiguousarray(batch)})[output.tensor]
-        if logits.shape != (len(batch), len(output.classes), *batch.shape[2:]):
-            raise ModelMismatchError(f"output {output.tensor!r} has the shape {logits.shape} for {batch.shape}")
+        images = batch[:, :, 0] if flat else batch
+        logits = engine.run({tensor.tensor: np.ascontiguousarray(images)})[output.tensor]
+        if logits.shape != (len(images), len(output.classes), *images.shape[2:]):
+            raise ModelMismatchError(f"output {output.tensor!r} has the shape {logits.shape} for {images.shape}")
         if not np.isfinite(logits).all():
             raise EngineError(f"output {output.tensor!r} holds values that are not finite")
-        return _activated(logits, output)
+        probability = _activated(logits, output)
+        return probability[:, :, np.newaxis] if flat else probability
 
-    array = prepared.array[np.newaxis]
-    if inference.window is not None:
-        return slide(
-            array,
-            run,
-            window=inference.window,
-            overlap=inference.overlap,
-            blend=inference.blend,
-            batch=inference.batch,
-            max_windows=inference.max_windows,
-        )
-    padded = pad_to_multiple(array, tensor.divisor, float(array.min()))
-    z, y, x = prepared.array.shape
-    (probability,) = run(padded[np.newaxis])
-    return np.asarray(probability[:, :z, :y, :x])
+    return _mirrored(run, manifest.inference.tta_axes)
 
 
-def find(probability: NDArray[np.float32], prepared: Grid, volume: Volume, manifest: Manifest) -> tuple[Finding, ...]:
-    """Return the findings in a probability (K, A0, A1, A2) on the prepared grid, classes in the manifest's order."""
+def _mirrored(run: Network, axes: Sequence[int]) -> Network:
+    """Return the network that gives the mean of its answers to the image mirrored along every choice of `axes`."""
+    if not axes:
+        return run
+    choices = [choice for n in range(len(axes) + 1) for choice in combinations(axes, n)]
+
+    def run_all(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        total: NDArray[np.float32] | None = None
+        for choice in choices:
+            spatial = tuple(axis + 2 for axis in choice)
+            answer = np.flip(run(np.flip(batch, spatial)), spatial)
+            total = answer.copy() if total is None else np.add(total, answer, out=total)
+        assert total is not None  # the empty choice is always there
+        return np.divide(total, len(choices), out=total)
+
+    return run_all
+
+
+def find(regions: Iterable[Region], prepared: Grid, volume: Volume, manifest: Manifest) -> tuple[Finding, ...]:
+    """Return the findings in probabilities on the prepared grid, classes in the manifest's order."""
     output, postprocess = manifest.output[0], manifest.postprocess
+    found = class_masks(
+        regions,
+        prepared,
+        volume.grid,
+        channels=[channel for channel, label in enumerate(output.classes) if label != BACKGROUND],
+        exclusive=output.exclusive,
+        threshold=postprocess.threshold,
+    )
     findings: list[Finding] = []
-    for channel, mask in _class_masks(probability, prepared, volume.grid, output, postprocess.threshold):
-        for part in _parts(mask, volume, postprocess):
+    for one in found:
+        for part in _parts(one.mask, volume, postprocess):
             measurements = measure(part, volume)
             findings.append(
                 Finding(
                     number=len(findings) + 1,
-                    label=output.classes[channel],
+                    label=output.classes[one.channel],
                     mask=part,
                     measurements=measurements,
                     contour=outline(part, measurements.diameter_long.slice_index),
-                    probability=_mean_inside(part, probability[channel], prepared, volume.grid),
+                    probability=one.mean_inside(part),
                 )
             )
     return tuple(findings)
@@ -136,7 +206,7 @@ def check_signature(manifest: Manifest, engine: Engine) -> None:
     """
     tensor, output, window = manifest.input[0], manifest.output[0], manifest.inference.window
     signature = engine.signature
-    spatial = window or (None, None, None)
+    spatial: tuple[int | None, ...] = (None, None) if tensor.axes == "NCHW" else window or (None, None, None)
     _check_tensors("input", signature.inputs, tensor.tensor, (None, len(tensor.roles), *spatial))
     _check_tensors("output", signature.outputs, output.tensor, (None, len(output.classes), *spatial), others=True)
 
@@ -173,65 +243,27 @@ def _checked_volume(volumes: Mapping[str, Volume], manifest: Manifest) -> Volume
     if role not in volumes:
         raise NotApplicableError(f"there is no series for the input role {role!r}")
     volume = volumes[role]
-    n_voxels = math.prod(volume.grid.shape)
-    if n_voxels > manifest.limits.max_voxels:
-        raise NotApplicableError(f"the volume has {n_voxels} voxels; the plugin takes {manifest.limits.max_voxels}")
+    if reason := manifest.too_large(volume.grid):
+        raise NotApplicableError(reason)
     if not np.isfinite(volume.array).all():
         raise RefusedInputError("the image holds values that are not finite")
     return volume
 
 
 def _activated(logits: NDArray[np.float32], output: OutputTensor) -> NDArray[np.float32]:
-    """Return the probabilities of logits (N, K, ...)."""
+    """Return the probabilities of logits (N, K, ...); beside the logits one array of their size is held."""
     if output.activation == "sigmoid":
         # The same as 1 / (1 + exp(-x)), and cannot overflow.
-        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), dtype=np.float32)
+        values = np.tanh(0.5 * logits)
+        values *= 0.5
+        values += 0.5
+        return np.asarray(values, dtype=np.float32)
     if output.activation == "softmax":
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True), dtype=np.float32)
+        values = logits - logits.max(axis=1, keepdims=True)
+        np.exp(values, out=values)
+        values /= values.sum(axis=1, keepdims=True)
+        return np.asarray(values, dtype=np.float32)
     return logits
-
-
-def _class_masks(
-    probability: NDArray[np.float32], prepared: Grid, source: Grid, output: OutputTensor, threshold: float
-) -> Iterator[tuple[int, Mask]]:
-    """Yield (channel, mask on the source grid) of every class that is found, the background left out."""
-    channels = [channel for channel, label in enumerate(output.classes) if label != BACKGROUND]
-    # A class that wins somewhere has at least an equal share there.
-    least = 1 / len(output.classes) if output.exclusive else threshold
-    box = _box_above(probability[channels].max(axis=0) >= least, prepared, source)
-    if box is None:
-        return
-    shape = tuple(part.stop - part.start for part in box)
-    held = {channel: np.zeros(shape, dtype=bool) for channel in channels}
-    step = max(1, _SLAB_VOXELS // (shape[1] * shape[2] * len(output.classes)))
-    for start in range(0, shape[0], step):
-        place = slice(start, min(start + step, shape[0]))
-        slab = (slice(box[0].start + place.start, box[0].start + place.stop), box[1], box[2])
-        if output.exclusive:
-            every = np.stack([to_source(each, prepared, source, slab) for each in probability])
-            # Outside the prepared field every class is 0: nobody wins there.
-            winner = np.where(every.max(axis=0) > 0, every.argmax(axis=0), -1)
-            for channel in channels:
-                held[channel][place] = winner == channel
-        else:
-            for channel in channels:
-                held[channel][place] = to_source(probability[channel], prepared, source, slab) >= threshold
-    offset = (box[0].start, box[1].start, box[2].start)
-    for channel in channels:
-        mask = crop_mask(held[channel], offset)
-        if mask is not None:
-            yield channel, mask
-
-
-def _box_above(possible: NDArray[np.bool_], prepared: Grid, source: Grid) -> Box | None:
-    """Return the box of the source outside which no interpolated value can be above the threshold."""
-    bounds = crop_mask(possible)
-    if bounds is None:
-        return None
-    z, y, x = (slice(at, at + size) for at, size in zip(bounds.offset, bounds.array.shape, strict=True))
-    box = box_on(source, prepared, (z, y, x))
-    return box if all(part.stop > part.start for part in box) else None
 
 
 def _parts(mask: Mask, volume: Volume, postprocess: Postprocess) -> tuple[Mask, ...]:
@@ -248,12 +280,6 @@ def _parts(mask: Mask, volume: Volume, postprocess: Postprocess) -> tuple[Mask, 
     if postprocess.keep == "largest":
         parts = parts[:1]
     return parts if postprocess.split or not parts else (union(parts),)
-
-
-def _mean_inside(mask: Mask, probability: NDArray[np.float32], prepared: Grid, source: Grid) -> float:
-    z, y, x = (slice(at, at + size) for at, size in zip(mask.offset, mask.array.shape, strict=True))
-    inside = to_source(probability, prepared, source, (z, y, x))[mask.array]
-    return float(np.clip(inside.mean(dtype=np.float64), 0.0, 1.0))
 
 
 def _provenance(manifest: Manifest, engine: Engine, duration_s: float) -> Provenance:

@@ -267,7 +267,7 @@ def _entry(files: SeriesFiles, volume: Volume | None, refused: str | None, plugi
         "volume": shown,
         "refused": refused,
         "notes": list(volume.notes if volume else plane_notes([image.path for image in files.images])),
-        "plugins": {plugin.id: _eligibility(files, plugin) for plugin in plugins},
+        "plugins": {plugin.id: _eligibility(files, plugin, volume) for plugin in plugins},
     }
 
 
@@ -283,13 +283,15 @@ def _no_series(refused: str) -> dict[str, Any]:
     }
 
 
-def _eligibility(files: SeriesFiles, plugin: Plugin) -> dict[str, Any]:
+def _eligibility(files: SeriesFiles, plugin: Plugin, volume: Volume | None) -> dict[str, Any]:
     verdict = judge_series(series_view(files), plugin.manifest.input_series[0], plugin.manifest.input_series[0])
     if verdict.outcome is not Outcome.MATCHED:
         return {"eligible": False, "reason": why_not(verdict, plugin.id)}
     policy = plugin.manifest.input_series[0].policy
     if (refused := why_no_volume([image.path for image in files.images], policy)) is not None:
         return {"eligible": False, "reason": refused}
+    if volume is not None and (reason := plugin.manifest.too_large(volume.grid)):
+        return {"eligible": False, "reason": reason}
     return {"eligible": True, "reason": "the series meets every requirement of the plugin"}
 
 

@@ -26,7 +26,9 @@ from dicom_node.imaging.steps import (
     Clip,
     CropForeground,
     Denoise,
+    Enhance,
     Fit,
+    GreyFromColour,
     Normalise,
     Orient,
     Pad,
@@ -43,6 +45,9 @@ _DIRECTIONS = {"L": (0, 1), "R": (0, -1), "P": (1, 1), "A": (1, -1), "S": (2, 1)
 
 _SHRINK_NEEDS_SMOOTHING = 1.5
 """Below this factor linear interpolation itself reads nearly every voxel."""
+
+_NO_CONTRAST = 1e-7
+"""Relative: less than float32 can tell apart."""
 
 _SLAB_VOXELS = 4_000_000
 """Voxels interpolated at a time: about 100 MB with scipy's temporary arrays."""
@@ -70,32 +75,25 @@ def prepare(volume: Volume, steps: Sequence[Step]) -> Prepared:
     return Prepared(array=np.ascontiguousarray(prepared.array, dtype=np.float32), grid=prepared.grid)
 
 
-def to_source(probability: NDArray[np.float32], prepared: Grid, source: Grid, box: Box) -> NDArray[np.float32]:
-    """Return a probability, linearly interpolated, on one box of the source grid; outside the prepared field it is 0.
-
-    `probability` lies on `prepared`. The caller walks over boxes (slabs), so the memory does not grow with the source
-    volume or with the number of classes.
-    """
-    return interpolate(probability, prepared, source, order=1, outside=0.0, box=box)
-
-
 def whole_box(shape: Sequence[int]) -> Box:
     """Return the box that covers an array of `shape`."""
     z, y, x = (slice(0, size) for size in shape)
     return z, y, x
 
 
-def box_on(target: Grid, grid: Grid, box: Box) -> Box:
-    """Return the smallest box of `target` that holds every voxel centre within one voxel of `box` on `grid`."""
-    edges = [(part.start - 1.0, float(part.stop)) for part in box]
-    corners = np.array(list(product(*edges)))[:, ::-1]
+def box_on(target: Grid, grid: Grid, low: Sequence[float], high: Sequence[float]) -> Box:
+    """Return the smallest box of `target` that holds every voxel centre between two corners on `grid`.
+
+    `low` and `high` are array coordinates on `grid`, both inclusive; they need not be whole.
+    """
+    corners = np.array(list(product(*zip(low, high, strict=True))), dtype=np.float64)[:, ::-1]
     voxels = target.to_voxel(grid.to_world(corners))[:, ::-1]
     # A hair outwards: a centre that lies exactly on the edge must not be lost to rounding.
-    low = np.floor(voxels.min(axis=0) - 1e-6).astype(int)
-    high = np.ceil(voxels.max(axis=0) + 1e-6).astype(int) + 1
+    first = np.ceil(voxels.min(axis=0) - 1e-6).astype(int)
+    last = np.floor(voxels.max(axis=0) + 1e-6).astype(int)
     z, y, x = (
-        slice(int(np.clip(start, 0, size)), int(np.clip(stop, 0, size)))
-        for start, stop, size in zip(low, high, target.shape, strict=True)
+        slice(int(np.clip(start, 0, size)), int(np.clip(stop + 1, 0, size)))
+        for start, stop, size in zip(first, last, target.shape, strict=True)
     )
     return z, y, x
 
@@ -108,14 +106,21 @@ def interpolate(
     order: Literal[0, 1, 3],
     outside: float,
     box: Box | None = None,
+    coarse: tuple[int, Literal[0, 1]] | None = None,
 ) -> NDArray[np.float32]:
     """Return `array`, which lies on `source`, at the voxel centres of (a box of) `target`, float32.
 
     Centres beyond the outer faces of the source's voxels become `outside`; between the outermost centres and those
     faces the edge value holds.
+
+    Parameters
+    ----------
+    coarse
+        An axis of the array and the order along it, below `order`: the value of the nearest slice across that axis,
+        or a linear mixture of the two nearest.
     """
     box = box or whole_box(target.shape)
-    matrix, offset = _index_map(source, target)
+    matrix, offset = index_map(source, target)
     offset = offset + matrix @ [part.start for part in box]
     shape = tuple(max(part.stop - part.start, 0) for part in box)
     result = np.empty(shape, dtype=np.float32)
@@ -125,22 +130,53 @@ def interpolate(
     for start in range(0, shape[0], step):
         slab = result[start : start + step]
         at = offset + matrix[:, 0] * start
-        ndimage.affine_transform(
-            array,
-            np.diagonal(matrix) if _is_diagonal(matrix, shape) else matrix,
-            offset=at,
-            output_shape=slab.shape,
-            output=slab,
-            order=order,
-            mode="mirror" if order == 3 else "nearest",
-            prefilter=False,
-        )
+        if coarse is not None:
+            _interpolate_coarse(array, matrix, at, slab, order, *coarse)
+        else:
+            ndimage.affine_transform(
+                array,
+                np.diagonal(matrix) if _is_diagonal(matrix, shape) else matrix,
+                offset=at,
+                output_shape=slab.shape,
+                output=slab,
+                order=order,
+                mode="mirror" if order == 3 else "nearest",
+                prefilter=False,
+            )
         _fill_outside(slab, matrix, at, array.shape, outside)
     return result
 
 
-def _index_map(source: Grid, target: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return matrix and offset from an array index of `target` to one of `source`."""
+def _interpolate_coarse(
+    array: NDArray[np.float32],
+    matrix: NDArray[np.float64],
+    offset: NDArray[np.float64],
+    slab: NDArray[np.float32],
+    order: int,
+    axis: int,
+    axis_order: Literal[0, 1],
+) -> None:
+    """Write into `slab` values of whole slices across `axis`: a spline through all voxels goes through each of them."""
+    places = np.tensordot(matrix, np.indices(slab.shape, dtype=np.float64), axes=1) + offset[:, None, None, None]
+    along = np.clip(places[axis], 0, array.shape[axis] - 1)
+    mode = "mirror" if order == 3 else "nearest"
+
+    def at_slice(number: NDArray[np.float64]) -> NDArray[np.float32]:
+        places[axis] = number
+        result = ndimage.map_coordinates(array, places, output=np.float32, order=order, mode=mode, prefilter=False)
+        return np.asarray(result)
+
+    if axis_order == 0:
+        slab[...] = at_slice(np.floor(along + 0.5))
+        return
+    below = np.floor(along)
+    slab[...] = at_slice(below)
+    share = (along - below).astype(np.float32)
+    slab += share * (at_slice(np.minimum(below + 1, array.shape[axis] - 1)) - slab)
+
+
+def index_map(source: Grid, target: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return matrix (3, 3) and offset (3,) from an array index of `target` to one of `source`."""
     affine = np.linalg.inv(source.affine_lps) @ target.affine_lps
     # Affines speak (x, y, z), arrays (z, y, x).
     return affine[2::-1, 2::-1], affine[2::-1, 3]
@@ -193,23 +229,33 @@ def _moved(grid: Grid, start: Sequence[int], shape: Sequence[int]) -> Grid:
     return _grid(shape, axes, grid.affine_lps[:3, 3] + axes @ np.asarray(start, dtype=float))
 
 
-def _oriented(prepared: Prepared, step: Orient) -> Prepared:
-    wanted = [_DIRECTIONS[letter] for letter in step.axes]
-    axes = _axes(prepared.grid)
+def _orientation(grid: Grid, letters: str) -> tuple[tuple[int, ...], tuple[int, ...], Grid]:
+    """Return the order of the axes, those of the new ones that are flipped, and the grid that results."""
+    wanted = [_DIRECTIONS[letter] for letter in letters]
+    axes = _axes(grid)
     cosines = axes / np.linalg.norm(axes, axis=0)
     order = max(
         permutations(range(3)),
         key=lambda order: sum(abs(cosines[world, axis]) for (world, _), axis in zip(wanted, order, strict=True)),
     )
-    array = prepared.array.transpose(order)
+    shape = [grid.shape[axis] for axis in order]
     axes = axes[:, order]
-    origin = prepared.grid.affine_lps[:3, 3].copy()
-    for place, (world, sign) in enumerate(wanted):
-        if axes[world, place] * sign < 0:
-            origin += axes[:, place] * (array.shape[place] - 1)
-            axes[:, place] *= -1
-            array = np.flip(array, axis=place)
-    return Prepared(array=array, grid=_grid(array.shape, axes, origin))
+    origin = grid.affine_lps[:3, 3].copy()
+    flipped = tuple(place for place, (world, sign) in enumerate(wanted) if axes[world, place] * sign < 0)
+    for place in flipped:
+        origin += axes[:, place] * (shape[place] - 1)
+        axes[:, place] *= -1
+    return order, flipped, _grid(shape, axes, origin)
+
+
+def oriented_grid(grid: Grid, letters: str) -> Grid:
+    """Return the grid after `Orient(axes=letters)`."""
+    return _orientation(grid, letters)[2]
+
+
+def _oriented(prepared: Prepared, step: Orient) -> Prepared:
+    order, flipped, grid = _orientation(prepared.grid, step.axes)
+    return Prepared(array=np.flip(prepared.array.transpose(order), flipped), grid=grid)
 
 
 def right_angled(grid: Grid, spacing_mm: Sequence[float], *, align: Literal["source", "patient"] = "source") -> Grid:
@@ -242,12 +288,30 @@ def _resampled(prepared: Prepared, step: Resample) -> Prepared:
     target = right_angled(prepared.grid, step.spacing_mm, align=step.align)
     array = prepared.array
     if step.anti_alias:
-        factors = np.asarray(step.spacing_mm) / np.linalg.norm(_axes(prepared.grid), axis=0)
-        # (factor - 1) / 2 voxels: scikit-image's choice for `resize`.
-        sigma = np.where(factors > _SHRINK_NEEDS_SMOOTHING, (factors - 1) / 2, 0.0)
-        array = ndimage.gaussian_filter(array, sigma, mode="nearest")
+        array = ndimage.gaussian_filter(array, _smoothing(prepared.grid, target), mode="nearest")
     outside = float(prepared.array.min())
-    return Prepared(array=interpolate(array, prepared.grid, target, order=step.order, outside=outside), grid=target)
+    coarse = _coarse(prepared.grid, step)
+    array = interpolate(array, prepared.grid, target, order=step.order, outside=outside, coarse=coarse)
+    return Prepared(array=array, grid=target)
+
+
+def _smoothing(source: Grid, target: Grid) -> NDArray[np.float64]:
+    """Return by how many voxels (SD) each array axis of `source` is smoothed before it is read at `target`'s steps."""
+    matrix, _ = index_map(source, target)
+    # How far one step on the target goes along each axis of the source, whichever way the axes lie.
+    factors = np.linalg.norm(matrix, axis=1)
+    # (factor - 1) / 2 voxels: scikit-image's choice for `resize`.
+    return np.where(factors > _SHRINK_NEEDS_SMOOTHING, (factors - 1) / 2, 0.0)
+
+
+def _coarse(grid: Grid, step: Resample) -> tuple[int, Literal[0, 1]] | None:
+    """Return the array axis along which another order holds, with that order."""
+    if step.coarse_order is None:
+        return None
+    spacing = np.linalg.norm(_axes(grid), axis=0)
+    axis = int(spacing.argmax())
+    is_coarse = spacing[axis] > step.coarse_ratio * np.delete(spacing, axis).max()
+    return (axis, step.coarse_order) if is_coarse else None
 
 
 def _fitted(prepared: Prepared, step: Fit) -> Prepared:
@@ -262,7 +326,9 @@ def _fitted(prepared: Prepared, step: Fit) -> Prepared:
 
 
 def _cropped(prepared: Prepared, step: CropForeground) -> Prepared:
-    foreground = prepared.array > step.above
+    foreground = prepared.array > (_otsu(prepared.array) if step.above == "otsu" else step.above)
+    if step.opening_voxels:
+        foreground = ndimage.binary_opening(foreground, iterations=step.opening_voxels)
     if step.largest_component:
         labels, n_components = ndimage.label(foreground)
         if n_components > 1:
@@ -281,53 +347,123 @@ def _cropped(prepared: Prepared, step: CropForeground) -> Prepared:
     return Prepared(array=array, grid=_moved(prepared.grid, [part.start for part in box], array.shape))
 
 
+def _otsu(array: NDArray[np.float32]) -> float:
+    from skimage.filters import threshold_otsu  # a second to load; few plugins need it
+
+    if array.min() == array.max():
+        raise RefusedInputError("the image has the same value everywhere, so it has no foreground")
+    return float(threshold_otsu(array))
+
+
 def _clipped(prepared: Prepared, step: Clip) -> Prepared:
-    return Prepared(array=np.clip(prepared.array, step.low, step.high), grid=prepared.grid)
+    low, high = step.low, step.high
+    if step.by == "percentile":
+        values = _within(prepared.array, step.mask_above)
+        if values.size == 0:
+            raise RefusedInputError(f"no voxel lies above {step.mask_above:g}, so there are no percentiles")
+        low, high = np.percentile(values, [low, high])
+    return Prepared(array=np.clip(prepared.array, low, high), grid=prepared.grid)
 
 
 def _normalised(prepared: Prepared, step: Normalise) -> Prepared:
     array = prepared.array
-    zero, scale = _zero_and_scale(array, step)
-    if not (np.isfinite(scale) and scale > 0):
+    if step.mask_above is not None and not (array > step.mask_above).any():
+        raise RefusedInputError(f"no voxel lies above {step.mask_above:g}, so the intensities cannot be scaled")
+    parts = list(array) if step.scope == "slice" else [array]
+    scales = [_zero_and_scale(part, step) for part in parts]
+    if not any(scale > 0 for _, scale in scales):
         raise RefusedInputError("the image has the same value everywhere, so its intensities cannot be scaled")
-    array = (array - np.float32(zero)) / np.float32(scale)
+    result = np.empty_like(array, dtype=np.float32)
+    for part, (zero, scale), to in zip(parts, scales, result if step.scope == "slice" else [result], strict=True):
+        if scale > 0:
+            np.subtract(part, np.float32(zero), out=to)
+            to /= np.float32(scale)
+        else:
+            to[...] = 0
     if step.clip:
-        array = np.clip(array, 0, 1, out=array)
-    return Prepared(array=array, grid=prepared.grid)
+        np.clip(result, 0, 1, out=result)
+    if step.scope == "mask" and step.mask_above is not None:
+        result[array <= step.mask_above] = 0
+    return Prepared(array=result, grid=prepared.grid)
+
+
+def _within(array: NDArray[np.float32], above: float | None, *, exclude_padding: bool = False) -> NDArray[np.float32]:
+    """Return the values that statistics count, perhaps none."""
+    if exclude_padding:
+        array = array[array > array.min()]
+    return array if above is None else array[array > above]
 
 
 def _zero_and_scale(array: NDArray[np.float32], step: Normalise) -> tuple[float, float]:
-    """Return the value that becomes 0 and the difference that becomes 1."""
+    """Return the value that becomes 0 and the difference that becomes 1; a difference of 0 means no contrast."""
     if step.method == "linear" and step.low is not None and step.high is not None:
         return step.low, step.high - step.low
-    values = array if step.mask_above is None else array[array > step.mask_above]
+    values = _within(array, step.mask_above, exclude_padding=step.exclude_padding)
     if values.size == 0:
-        raise RefusedInputError(f"no voxel lies above {step.mask_above:g}, so the intensities cannot be scaled")
+        return 0.0, 0.0
     if step.method == "z_score":
-        return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
-    if step.method == "percentile" and step.low is not None and step.high is not None:
+        zero, scale = float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64))
+    elif step.method == "percentile" and step.low is not None and step.high is not None:
         low, high = np.percentile(values, [step.low, step.high])
+        zero, scale = float(low), float(high) - float(low)
     else:
-        low, high = values.min(), values.max()
-    return float(low), float(high) - float(low)
+        zero, scale = float(values.min()), float(values.max()) - float(values.min())
+    # A rounding error of the mean is no contrast.
+    return zero, scale if scale > _NO_CONTRAST * abs(zero) else 0.0
+
+
+def padded_shape(shape: Sequence[int], step: Pad) -> tuple[int, int, int]:
+    """Return the shape of an array after `Pad`."""
+    least = (max(size, wanted) for size, wanted in zip(shape, step.shape or shape, strict=True))
+    z, y, x = (size + -size % step.divisor for size in least)
+    return z, y, x
 
 
 def _padded(prepared: Prepared, step: Pad) -> Prepared:
-    array = pad_to_multiple(prepared.array, step.divisor, _fill_value(prepared.array, step.value))
-    return Prepared(array=array, grid=_moved(prepared.grid, (0, 0, 0), array.shape))
-
-
-def pad_to_multiple(array: NDArray[np.float32], divisor: int, value: float) -> NDArray[np.float32]:
-    """Return the array with each of its last three axes padded at the end to a multiple of `divisor`."""
-    ends = [(0, 0)] * (array.ndim - 3) + [(0, -size % divisor) for size in array.shape[-3:]]
-    return np.pad(array, ends, constant_values=value) if any(end for _, end in ends) else array
+    sizes = prepared.array.shape
+    added = [size - held for size, held in zip(padded_shape(sizes, step), sizes, strict=True)]
+    before = [more // 2 if step.side == "both" else 0 for more in added]
+    widths = [(first, more - first) for first, more in zip(before, added, strict=True)]
+    if step.value == "edge" or step.value == "reflect":
+        array = np.pad(prepared.array, widths, mode=step.value)
+    else:
+        array = np.pad(prepared.array, widths, constant_values=_fill_value(prepared.array, step.value))
+    return Prepared(array=array, grid=_moved(prepared.grid, [-first for first in before], array.shape))
 
 
 def _denoised(prepared: Prepared, step: Denoise) -> Prepared:
     return Prepared(array=ndimage.median_filter(prepared.array, size=step.size_voxels), grid=prepared.grid)
 
 
-def _fill_value(array: NDArray[np.float32], value: float | Literal["minimum"]) -> float:
+def _enhanced(prepared: Prepared, step: Enhance) -> Prepared:
+    array = prepared.array
+    parts = array if step.scope == "slice" else array[np.newaxis]
+    result = np.zeros_like(parts, dtype=np.float32)
+    has_contrast = False
+    for part, to in zip(parts, result, strict=True):
+        low, high = float(part.min()), float(part.max())
+        if high - low <= _NO_CONTRAST * abs(low):
+            continue  # a slice of nothing but air stays 0
+        has_contrast = True
+        scaled = (part - np.float32(low)) / np.float32(high - low)
+        to[...] = scaled**step.gamma if step.method == "gamma" else _equalised(scaled, step)
+    if not has_contrast:
+        raise RefusedInputError("the image has the same value everywhere, so its contrast cannot be enhanced")
+    return Prepared(array=result.reshape(array.shape), grid=prepared.grid)
+
+
+def _equalised(scaled: NDArray[np.float32], step: Enhance) -> NDArray[np.float64]:
+    from skimage.exposure import equalize_adapthist  # a second to load; few plugins need it
+
+    kernel = [max(1, size // step.tiles) for size in scaled.shape]
+    return np.asarray(equalize_adapthist(scaled, kernel_size=kernel, clip_limit=step.clip_limit, nbins=256))
+
+
+def _as_read(prepared: Prepared, _step: GreyFromColour) -> Prepared:
+    return prepared
+
+
+def _fill_value(array: NDArray[np.float32], value: float | str) -> float:
     return float(array.min()) if value == "minimum" else float(value)
 
 
@@ -340,5 +476,7 @@ _STEPS: dict[type, Callable[[Prepared, Any], Prepared]] = {
     Normalise: _normalised,
     Pad: _padded,
     Denoise: _denoised,
+    Enhance: _enhanced,
+    GreyFromColour: _as_read,
 }
 """Every kind of step and what carries it out."""

@@ -25,7 +25,7 @@ from dicom_node.infer import InferenceChild, Plugin, Request, read_plugin
 from dicom_node.plugin_api import Manifest
 from dicom_node.predict import check_signature, predict
 from dicom_node.reading import find_files, read_masks, read_nifti
-from tests.unit.imaging_case import dice, make_volume
+from tests.unit.imaging_case import dice, make_grid, make_volume
 
 FOLDER = Path(__file__).parents[2] / "plugins" / "brain_mask"
 EXPECTED = tomllib.loads((FOLDER / "reference" / "expected.toml").read_text(encoding="utf-8"))
@@ -112,6 +112,10 @@ def test_only_the_declared_weights_fit(plugin: Plugin, shared_data: Path) -> Non
     check_signature(plugin.manifest, engine)
     # A head of 190 x 250 x 220 voxels took 2.1 GB; the estimate is what admission plans with.
     assert 1.5e9 < engine.memory_bytes({"input": (1, 1, 190, 250, 220)}) < 3.1e9
+    # However little a crop leaves out, no head is refused for its memory.
+    grid, largest = make_grid((256, 512, 512), (0.5, 0.5, 1.0)), (256, 256, 256)
+    network_bytes = engine.memory_bytes({"input": plugin.manifest.run_shape(largest)})
+    assert plugin.manifest.too_large(grid, prepared=largest, network_bytes=network_bytes) is None
     with pytest.raises(ModelMismatchError, match="model11_gw_ae"):
         load_model(shared_data / "models" / "model11_gw_ae.onnx", plugin.model_sha256)
 

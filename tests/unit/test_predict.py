@@ -162,10 +162,153 @@ def test_array_is_padded_to_the_divisor_for_the_run() -> None:
     grid, engine = make_grid((30, 61, 50)), Ramp()
     tensor = {"tensor": "image", "roles": ["ct"], "divisor": 16}
     prepared = Prepared(array=_two_blobs(grid) / np.float32(100), grid=grid)
-    probability = run_model(prepared, make_manifest(input=[tensor]), engine)
+    (region,) = run_model(prepared, make_manifest(input=[tensor]), engine)
+    probability = region.values
     assert engine.shapes == [(1, 1, 32, 64, 64)]
     assert probability.shape == (1, 30, 61, 50)
     assert np.array_equal(probability[0] >= 0.5, prepared.array >= 0.5)
+
+
+@pytest.mark.parametrize(("mode", "at_end"), [("minimum", -0.5), ("zero", 0.0), ("edge", 0.75), ("reflect", 0.5)])
+def test_what_lies_beyond_the_array_is_as_declared(mode: str, at_end: float) -> None:
+    """The network sees the image's minimum, zero, its edge or its mirror image there."""
+    seen: list[NDArray[Any]] = []
+
+    class Watched(Ramp):
+        def run(self, inputs: Any) -> dict[str, NDArray[np.float32]]:
+            seen.append(inputs["image"][0, 0])
+            return super().run(inputs)
+
+    tensor = {"tensor": "image", "roles": ["ct"], "divisor": 4}
+    array = np.full((4, 4, 3), -0.5, dtype=np.float32)
+    array[2, 2] = (0.25, 0.5, 0.75)
+    prepared = Prepared(array=array, grid=make_grid((4, 4, 3)))
+    manifest = make_manifest(input=[tensor], inference={"mode": "whole", "pad_mode": mode})
+    list(run_model(prepared, manifest, Watched()))
+    assert seen[0].shape == (4, 4, 4)
+    assert seen[0][2, 2].tolist() == [0.25, 0.5, 0.75, at_end]
+
+
+class Flat(Ramp):
+    """The same network for single slices; it tells how many it was given at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature = Signature(
+            inputs=(TensorSpec(name="image", dtype="float32", shape=(None, 1, None, None)),),
+            outputs=(TensorSpec(name="logits", dtype="float32", shape=(None, 1, None, None)),),
+        )
+
+
+SLICES = {
+    "input": [{"tensor": "image", "roles": ["ct"], "axes": "NCHW", "divisor": 16}],
+    "inference": {"mode": "slice", "batch": 8},
+}
+
+
+def test_slices_give_what_the_whole_gives() -> None:
+    """A network of two dimensions sees slice after slice, padded to its divisor, in batches; nothing else changes."""
+    grid, engine = make_grid((30, 61, 50)), Flat()
+    array = _two_blobs(grid)
+    flat, whole = _predict(array, grid, engine, **SLICES), _predict(array, grid)
+    assert engine.shapes == [(8, 1, 64, 64)] * 3 + [(6, 1, 64, 64)]
+    assert [one.mask.offset for one in flat.findings] == [one.mask.offset for one in whole.findings]
+    for one, other in zip(flat.findings, whole.findings, strict=True):
+        assert np.array_equal(one.mask.array, other.mask.array)
+        assert one.probability == pytest.approx(other.probability, abs=1e-5)
+
+
+def test_network_of_slices_is_declared_as_such() -> None:
+    """Axes and mode go together, and so do axes and the model's own tensor."""
+    with pytest.raises(ValueError, match='axes "NCHW" go with'):
+        make_manifest(input=SLICES["input"])
+    with pytest.raises(ValueError, match='axes "NCHW" go with'):
+        make_manifest(inference=SLICES["inference"])
+    with pytest.raises(ModelMismatchError, match="the manifest declares image"):
+        check_signature(make_manifest(**SLICES), Ramp())
+    check_signature(make_manifest(**SLICES), Flat())
+
+
+def test_mirrored_answers_are_averaged() -> None:
+    """A network that leans to one side is straightened along the axes that are named, and along no other."""
+
+    class Leaning(Ramp):
+        def run(self, inputs: Any) -> dict[str, NDArray[np.float32]]:
+            (image,) = inputs.values()
+            self.shapes.append(image.shape)
+            logits = np.zeros_like(image)
+            logits[..., 0] += 8.0  # the first column
+            logits[:, :, 0] -= 8.0  # the first slice
+            return {"logits": logits}
+
+    prepared = Prepared(array=np.zeros((4, 6, 8), dtype=np.float32), grid=make_grid((4, 6, 8)))
+    engine = Leaning()
+    manifest = make_manifest(inference={"mode": "whole", "tta_axes": [1, 2]})
+    (region,) = run_model(prepared, manifest, engine)
+    answer = region.values[0]
+    assert len(engine.shapes) == 4
+    assert answer[2] == pytest.approx(answer[2, ::-1, ::-1], abs=1e-6)
+    assert answer[2, 3, 0] == pytest.approx(0.75, abs=1e-3)
+    assert answer[0, 3, 4] < 0.01
+    assert answer[3, 3, 4] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    "inference",
+    [
+        {"mode": "whole", "tta_axes": [0, 0]},
+        {"mode": "whole", "tta_axes": [3]},
+        {"mode": "whole", "pad_mode": "wrap"},
+    ],
+)
+def test_senseless_inference_is_refused(inference: dict[str, Any]) -> None:
+    """What cannot be meant is an error when the manifest is read."""
+    with pytest.raises(ValueError, match="inference"):
+        make_manifest(inference=inference)
+
+
+def test_colour_is_taken_only_where_the_first_step_says_so() -> None:
+    """Grey from colour happens while reading, so it cannot stand behind a step that runs on what was read."""
+    colour, clip = {"kind": "grey_from_colour"}, {"kind": "clip", "low": 0.0, "high": 9.0}
+    for step, takes_colour in (([], False), ([clip], False), ([colour], True), ([colour, clip], True)):
+        assert make_manifest(preprocess={"spec_version": 1, "step": step}).preprocess.takes_colour == takes_colour
+    with pytest.raises(ValueError, match="is the first step"):
+        make_manifest(preprocess={"spec_version": 1, "step": [clip, colour]})
+
+
+FIRST_STEPS = [
+    {"kind": "orient", "axes": "SPL"},
+    {"kind": "resample", "spacing_mm": [1.0, 1.0, 1.0], "order": 3},
+    {"kind": "crop_foreground", "above": 1.0},
+    {"kind": "fit", "shape": [9, 9, 9]},
+    {"kind": "clip", "low": 0.0, "high": 9.0},
+    {"kind": "denoise"},
+    {"kind": "normalise", "method": "z_score"},
+    {"kind": "pad", "divisor": 4},
+]
+
+
+def test_later_fields_leave_old_digests_alone() -> None:
+    """A manifest that does not use what came after the first version keeps its digest; one that does has another."""
+
+    def digest(**changes: Any) -> str:
+        tables = {
+            "preprocess": {"spec_version": 1, "step": FIRST_STEPS},
+            "inference": {"mode": "window", "window": [8, 8, 8]},
+            "plausibility": {"max_findings": 3},
+        }
+        return make_manifest(**(tables | changes)).spec_sha256()
+
+    first = digest()
+    assert first == "a500a576dbfe4cb74998cb3ffec5465f9e28020c71b240b6f23f586789c09f02"
+    assert first == digest(inference={"mode": "window", "window": [8, 8, 8], "pad_mode": "minimum", "overlap": 0.25})
+    later = [
+        {"inference": {"mode": "window", "window": [8, 8, 8], "tta_axes": [1]}},
+        {"inference": {"mode": "window", "window": [8, 8, 8], "pad_mode": "edge"}},
+        {"preprocess": {"spec_version": 1, "step": [*FIRST_STEPS[:-1], {"kind": "pad", "divisor": 4, "side": "both"}]}},
+        {"preprocess": {"spec_version": 1, "step": [*FIRST_STEPS, {"kind": "enhance", "method": "clahe"}]}},
+    ]
+    assert len({first, *(digest(**changes) for changes in later)}) == 5
 
 
 def test_missing_role_is_named() -> None:
