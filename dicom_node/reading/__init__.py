@@ -7,7 +7,7 @@ not make one volume is refused with a reason (`UndecodableError`, `GeometryError
 from dicom_node.reading.content import content_or_itself
 from dicom_node.reading.description import describe, describe_bytes
 from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
-from dicom_node.reading.seg_reader import read_masks
+from dicom_node.reading.seg_reader import Region, read_masks, read_regions
 from dicom_node.reading.series import (
     SeriesFiles,
     UnreadableFile,
@@ -18,6 +18,7 @@ from dicom_node.reading.series import (
 )
 
 __all__ = [
+    "Region",
     "SeriesFiles",
     "UnreadableFile",
     "content_or_itself",
@@ -30,5 +31,6 @@ __all__ = [
     "read_masks",
     "read_nifti",
     "read_nrrd",
+    "read_regions",
     "write_nifti",
 ]

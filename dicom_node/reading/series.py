@@ -34,6 +34,7 @@ from dicom_node.reading.decode import (
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.enhanced import frames_of, functional_groups
 from dicom_node.reading.header import Header, data_set_digest, floats, items, quiet, read_header, text
+from dicom_node.reading.intensity import intensity_of
 from dicom_node.study import DicomJson, Frame, InstanceDescription, SourceImage
 
 _HINT_TOLERANCE = 0.01
@@ -167,12 +168,14 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
             for task in tasks:
                 task.run(array)
         array.flags.writeable = False
+        intensity, remarks = intensity_of([header.dataset for header in headers])
         return Volume(
             array=array,
             grid=grid,
             frames=tuple(frames[i] for i in order),
             modality=text(headers[0].dataset, "Modality"),
-            notes=_notes(headers[0].dataset, layouts[0], grid),
+            notes=_notes(headers[0].dataset, layouts[0], grid) + remarks,
+            intensity=intensity,
         )
 
 
