@@ -66,9 +66,13 @@ class Line:
     length_mm: float
 
 
+PERCENTILES = (5, 10, 25, 75, 90, 95)
+"""Which percentiles of the intensities are measured; the 50th is the median."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurements:
-    """Every measurement of one finding; definitions and sources stand in imaging/measure.py. None: not defined here."""
+    """Every measurement of one finding; units, codes and sources stand in imaging/quantities.py. None: not defined."""
 
     n_voxels: int
     volume_ml: float
@@ -87,10 +91,33 @@ class Measurements:
     maximum: float
     median: float
     intensity_unit: str
-    """UCUM: "[hnsf'U]" for CT, "1" where the numbers are arbitrary."""
+    """UCUM: "[hnsf'U]" for CT, "{SUVbw}g/ml" or the stored unit for PET, "1" where the numbers are arbitrary."""
     centroid_lps_mm: tuple[float, float, float]
     slice_range: tuple[int, int]
     """First and last slice, both inclusive."""
+    major_axis_mm: float | None = None
+    minor_axis_mm: float | None = None
+    least_axis_mm: float | None = None
+    elongation: float | None = None
+    """Minor by major axis: 1 is round."""
+    flatness: float | None = None
+    """Least by major axis: 0 is a plane."""
+    border_irregularity: float | None = None
+    """Surface by that of the convex hull: 1 for what is convex and smooth, more the rougher the border."""
+    solidity: float | None = None
+    """Volume by that of the convex hull."""
+    percentiles: tuple[float, ...] = ()
+    """At `PERCENTILES`, in their order; empty when they were not measured."""
+
+    @property
+    def variance(self) -> float:
+        """Return the square of `sd`, in the square of the intensities' unit."""
+        return self.sd**2
+
+    @property
+    def asphericity(self) -> float | None:
+        """Return how much more surface it has than a sphere of its volume, as a fraction."""
+        return None if not self.sphericity else 1 / self.sphericity - 1
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

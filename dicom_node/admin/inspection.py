@@ -7,6 +7,7 @@ the node itself.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dicom_node.decision import input_digest
 from dicom_node.errors import NotApplicableError, NotFoundError, RefusedInputError, UndecodableError
 from dicom_node.findings import Findings, Measurements
 from dicom_node.ids import Installation, new_uid
-from dicom_node.imaging import Volume, crop_mask, measure
+from dicom_node.imaging import Volume, measure, quantities
 from dicom_node.imaging.stacks import ReadPolicy
 from dicom_node.infer import Plugin, Request, Slots
 from dicom_node.reading import (
@@ -31,7 +32,7 @@ from dicom_node.reading import (
     load_volume,
     plane_notes,
     read_headers,
-    read_masks,
+    read_regions,
     why_no_volume,
     write_nifti,
 )
@@ -86,10 +87,17 @@ def measure_mask(mask: Path, image: Path) -> list[dict[str, Any]]:
         raise NotFoundError(f"{image} holds no series of images")
     volume = _measurable(series)
     measured = []
-    for label, array in sorted(read_masks(mask, volume.grid, volume.frames).items()):
-        cropped = crop_mask(array)
-        if cropped is not None:
-            measured.append(_measured(label, measure(cropped, volume)))
+    for region in read_regions(mask, volume.grid, volume.frames):
+        if region.mask is not None:
+            found = measure(region.mask, volume)
+            measured.append(
+                {
+                    **_measured(region.label, found),
+                    "name": region.name or None,
+                    "notes": list(volume.notes),
+                    "measurements": _defined(found),
+                }
+            )
     return measured
 
 
@@ -138,7 +146,6 @@ def describe_findings(findings: Findings) -> list[dict[str, Any]]:
             "number": finding.number,
             **_measured(finding.label, finding.measurements),
             "probability": finding.probability,
-            "slice_range": list(finding.measurements.slice_range),
         }
         for finding in findings.findings
     ]
@@ -315,17 +322,25 @@ def _chosen_series(plugin: Plugin, path: Path) -> SeriesFiles:
 def _measured(label: object, measured: Measurements) -> dict[str, Any]:
     return {
         "label": label,
-        "volume_ml": measured.volume_ml,
-        "volume_mesh_ml": measured.volume_mesh_ml,
-        "diameter_3d_mm": measured.diameter_3d_mm,
-        "diameter_long_mm": measured.diameter_long.length_mm,
-        "diameter_short_mm": measured.diameter_short.length_mm if measured.diameter_short else None,
-        "surface_mm2": measured.surface_mm2,
-        "sphericity": measured.sphericity,
-        "mean": measured.mean,
-        "sd": measured.sd,
-        "min": measured.minimum,
-        "max": measured.maximum,
-        "median": measured.median,
+        **quantities.values(measured),
+        "n_voxels": measured.n_voxels,
+        "intensity_unit": measured.intensity_unit,
         "centroid_lps_mm": list(measured.centroid_lps_mm),
+        "slice_range": list(measured.slice_range),
     }
+
+
+def _defined(measured: Measurements) -> list[dict[str, Any]]:
+    """Return each measurement with its unit, its code and the source of its definition."""
+    return [
+        {
+            "key": one.key,
+            "name": one.name,
+            "value": one.value(measured),
+            "unit": one.unit_of(measured),
+            "code": None if one.concept is None else asdict(one.concept),
+            "definition": one.definition,
+            "source": one.source,
+        }
+        for one in quantities.DEFINITIONS
+    ]

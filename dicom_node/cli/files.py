@@ -48,7 +48,7 @@ def inspect(
 
 
 def measure(
-    mask: Annotated[Path, typer.Argument(metavar="MASK", help="SEG, NIfTI or NRRD on the image's grid.")],
+    mask: Annotated[Path, typer.Argument(metavar="MASK", help="SEG, RTSTRUCT, NIfTI or NRRD on the image's grid.")],
     image: Annotated[Path, typer.Option("--image", help="The image series: a file or folder.")],
     as_json: JsonOption = False,
 ) -> None:
@@ -61,7 +61,15 @@ def measure(
         show_json(measured)
         return
     for entry in measured:
-        show([{"measurement": key, "value": value} for key, value in entry.items()], ("measurement", "value"))
+        named = f"{entry['label']} {entry['name']}" if entry["name"] else str(entry["label"])
+        slices = " to ".join(map(str, entry["slice_range"]))
+        x, y, z = entry["centroid_lps_mm"]
+        show(entry["measurements"], ("name", "value", "unit", "source"), title=f"label {named}")
+        say(f"  {entry['n_voxels']} voxels, slices {slices}, centroid ({x:.1f}, {y:.1f}, {z:.1f}) mm LPS")
+    for note in dict.fromkeys(note for entry in measured for note in entry["notes"]):
+        say(f"  note     {note}")
+    if not measured:
+        say("the mask marks nothing")
 
 
 def infer(

@@ -10,6 +10,21 @@ from numpy.typing import NDArray
 from dicom_node.imaging.geometry import Grid
 from dicom_node.study import Frame
 
+HOUNSFIELD = "[hnsf'U]"
+NO_UNIT = "1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intensity:
+    """In which unit the numbers of a volume are measured: `array` x `factor` is in `unit`.
+
+    The array itself stays in the unit of the modality's LUT, so that what a network was trained on is what it gets.
+    """
+
+    unit: str
+    """UCUM, such as "[hnsf'U]" or "{SUVbw}g/ml"; "1" where the numbers are arbitrary."""
+    factor: float = 1.0
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Volume:
@@ -26,6 +41,8 @@ class Volume:
     modality: str
     notes: tuple[str, ...] = field(default=())
     """What was noticed and accepted, in words, for example that a header contradicts the positions."""
+    intensity: Intensity | None = None
+    """How to measure its numbers; None: Hounsfield units for CT, arbitrary ones for everything else."""
 
     def __post_init__(self) -> None:
         if self.array.shape != self.grid.shape:
@@ -37,3 +54,8 @@ class Volume:
     def interpolated(self) -> tuple[int, ...]:
         """Return the slices that no image shows."""
         return tuple(z for z, frame in enumerate(self.frames) if frame.interpolated)
+
+    @property
+    def measured_in(self) -> Intensity:
+        """Return the unit in which intensities are measured, and the factor to it."""
+        return self.intensity or Intensity(unit=HOUNSFIELD if self.modality == "CT" else NO_UNIT)

@@ -8,7 +8,7 @@ from dicom_node.reading.content import content_or_itself
 from dicom_node.reading.description import describe, describe_bytes
 from dicom_node.reading.kinds import class_name
 from dicom_node.reading.nifti import read_nifti, read_nrrd, write_nifti
-from dicom_node.reading.seg_reader import read_masks
+from dicom_node.reading.seg_reader import Region, read_masks, read_regions
 from dicom_node.reading.series import (
     SeriesFiles,
     UnreadableFile,
@@ -21,6 +21,7 @@ from dicom_node.reading.series import (
 )
 
 __all__ = [
+    "Region",
     "SeriesFiles",
     "UnreadableFile",
     "class_name",
@@ -35,6 +36,7 @@ __all__ = [
     "read_masks",
     "read_nifti",
     "read_nrrd",
+    "read_regions",
     "why_no_volume",
     "write_nifti",
 ]

@@ -9,6 +9,8 @@ Sources: NIfTI-1 (nifti1.h, method 3: sform), NRRD 5 "space" and "space directio
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,34 @@ def read_nifti(path: Path) -> tuple[NDArray[Any], Affine]:
     return array.transpose(2, 1, 0), _RAS_TO_LPS @ np.asarray(image.affine, dtype=np.float64)
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class Layer:
+    """One label map of an NRRD file; segments of different layers may overlap."""
+
+    array: NDArray[Any]
+    """(Z, Y, X)."""
+    names: Mapping[int, str]
+    """Of its labels, where the file names them (Slicer's .seg.nrrd)."""
+
+
 def read_nrrd(path: Path) -> tuple[NDArray[Any], Affine]:
     """Return the array (Z, Y, X) of an NRRD file and its affine, voxel (x, y, z) -> LPS mm.
+
+    Raises
+    ------
+    UndecodableError
+        When the file is no NRRD file.
+    GeometryError
+        When it has not three spatial axes, or says no space, directions or origin.
+    """
+    layers, affine = read_nrrd_layers(path)
+    if len(layers) > 1:
+        raise GeometryError(f"{path.name} has {len(layers)} layers; one is needed")
+    return layers[0].array, affine
+
+
+def read_nrrd_layers(path: Path) -> tuple[tuple[Layer, ...], Affine]:
+    """Return the layers of an NRRD file, one where it has no axis of layers, and its affine as `read_nrrd` does.
 
     Raises
     ------
@@ -90,16 +118,49 @@ def read_nrrd(path: Path) -> tuple[NDArray[Any], Affine]:
         array, header = nrrd.read(str(path))
     except _NRRD_ERRORS as error:
         raise UndecodableError(f"{path.name} cannot be read as NRRD ({type(error).__name__})") from error
-    directions, origin = header.get("space directions"), header.get("space origin")
-    if array.ndim != 3 or directions is None or origin is None or np.shape(directions) != (3, 3):
-        raise GeometryError(f"{path.name} has no three axes with directions and an origin in patient space")
-    affine = np.eye(4)
-    affine[:3, :3] = np.asarray(directions, dtype=np.float64).T  # one row an axis
-    affine[:3, 3] = origin
+    try:
+        directions, spatial = _directions(header.get("space directions"), array.ndim)
+        affine = np.eye(4)
+        affine[:3, :3] = directions.T  # one row an axis
+        affine[:3, 3] = header["space origin"]
+    except (LookupError, TypeError, ValueError) as error:
+        raise GeometryError(f"{path.name} has no three axes with directions and an origin in patient space") from error
     affine = _to_lps(str(header.get("space", "")), path) @ affine
     if not np.all(np.isfinite(affine)):
         raise GeometryError(f"{path.name} has no three axes with directions and an origin in patient space")
-    return array.transpose(2, 1, 0), affine
+    names = _segment_names(header)
+    # Layers first, then x, y, z as they are stored.
+    stacked = array[None] if array.ndim == 3 else np.moveaxis(array, _list_axis(spatial), 0)
+    return tuple(
+        Layer(array=layer.transpose(2, 1, 0), names=names.get(number, {})) for number, layer in enumerate(stacked)
+    ), affine
+
+
+def _directions(given: Any, n_axes: int) -> tuple[NDArray[np.float64], tuple[int, ...]]:
+    """Return the directions (3, 3) of the spatial axes and which axes these are; one of four may be a list."""
+    rows = [None if row is None or not np.all(np.isfinite(row)) else row for row in given]
+    spatial = tuple(axis for axis, row in enumerate(rows) if row is not None)
+    directions = np.array([rows[axis] for axis in spatial], dtype=np.float64)
+    if n_axes not in (3, 4) or len(rows) != n_axes or directions.shape != (3, 3):
+        raise ValueError("not three spatial axes")
+    return directions, spatial
+
+
+def _list_axis(spatial: tuple[int, ...]) -> int:
+    return next(axis for axis in range(4) if axis not in spatial)
+
+
+def _segment_names(header: Mapping[str, Any]) -> dict[int, dict[int, str]]:
+    """Return, by layer and label, the names that Slicer writes as Segment<i>_Name."""
+    names: dict[int, dict[int, str]] = {}
+    for number in range(len(header)):
+        key = f"Segment{number}_"
+        try:
+            layer, label = int(header.get(f"{key}Layer", 0)), int(header[f"{key}LabelValue"])
+        except (KeyError, ValueError):
+            continue
+        names.setdefault(layer, {})[label] = str(header.get(f"{key}Name", ""))
+    return names
 
 
 def _to_lps(space: str, path: Path) -> Affine:

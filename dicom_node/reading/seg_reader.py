@@ -1,14 +1,17 @@
-"""Masks -> bool arrays on an image's grid: DICOM SEG, NIfTI and NRRD label maps.
+"""Masks -> regions on an image's grid: DICOM SEG, RT Structure Set, NIfTI and NRRD label maps.
 
 A mask is placed by what it says of its own geometry, never by the order of its frames or axes: whole voxels are
-permuted and flipped, nothing is interpolated, and a mask that does not fall on the image's voxels is refused.
+permuted and flipped, nothing is interpolated, and a mask that does not fall on the image's voxels is refused. Regions
+may overlap; each is kept cropped to what it holds, so a hundred of them cost no hundred volumes.
 
 Sources: DICOM PS3.3 A.51 (Segmentation), C.8.20 (Segmentation modules: Segmentation Type, Segment Number, Maximum
-Fractional Value), C.7.6.16.2 (functional groups).
+Fractional Value), C.7.6.16.2 (functional groups); Slicer's .seg.nrrd (Segment<i>_LabelValue, _Layer, _Name).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,114 +20,160 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from dicom_node.errors import GeometryError, UndecodableError
+from dicom_node.findings import Mask
 from dicom_node.imaging.geometry import Affine, Grid
-from dicom_node.reading.decode import stored_array
+from dicom_node.imaging.mask import crop_mask, union
+from dicom_node.imaging.regions import split_labels
+from dicom_node.reading.decode import NATIVE, Stored, stored_array
 from dicom_node.reading.enhanced import frames_of, functional_groups
 from dicom_node.reading.header import Header, integer, items, quiet, read_header, text
-from dicom_node.reading.nifti import read_nifti, read_nrrd
+from dicom_node.reading.nifti import Layer, read_nifti, read_nrrd_layers
+from dicom_node.reading.placement import place
+from dicom_node.reading.rtstruct import is_structure_set, read_structures
 from dicom_node.study import Frame
 
-_GRID_TOLERANCE_VOXELS = 0.05
-"""How far a corner voxel of a mask may lie from a voxel of the image."""
 _FRACTION = 0.5
 """Of Maximum Fractional Value: above it a voxel belongs to the segment."""
 
 
-def read_masks(path: Path, grid: Grid, frames: tuple[Frame, ...] | None = None) -> dict[int, NDArray[np.bool_]]:
-    """Return the masks of a file on the image's grid, by label or segment number, each bool (Z, Y, X).
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Region:
+    """One label, segment or structure of a mask file, on the image's grid."""
+
+    label: int
+    """Segment Number, ROI Number or the value in the label map."""
+    name: str
+    """What the file calls it; empty where it gives no name."""
+    mask: Mask | None
+    """None: nothing is marked."""
+
+
+def read_regions(path: Path, grid: Grid, frames: tuple[Frame, ...] | None = None) -> tuple[Region, ...]:
+    """Return the regions of a mask file on the image's grid, ordered by label.
 
     Parameters
     ----------
     path
-        DICOM SEG (BINARY, FRACTIONAL cut at half, LABELMAP), NIfTI (.nii, .nii.gz) or NRRD.
+        DICOM SEG (BINARY, FRACTIONAL cut at half, LABELMAP), RT Structure Set, NIfTI (.nii, .nii.gz) or NRRD, layers of
+        .seg.nrrd included.
     grid
         The grid of the image.
     frames
-        The frames of the image's slices, when known: a SEG must then be in their Frame of Reference.
+        The frames of the image's slices, when known: a DICOM mask must then be in their Frame of Reference.
 
     Raises
     ------
     GeometryError
-        When the mask does not lie on voxels of the grid.
+        When the mask does not lie on voxels of the grid; the reason names what differs.
     UndecodableError
         When the file cannot be read or is no mask.
     """
     name = path.name.lower()
     if name.endswith((".nii", ".nii.gz")):
-        return _from_label_map(*read_nifti(path), grid, path.name)
-    if name.endswith((".nrrd", ".nhdr")):
-        return _from_label_map(*read_nrrd(path), grid, path.name)
-    return _from_segmentation(read_header(path), grid, frames)
+        array, affine_lps = read_nifti(path)
+        regions = _from_layers([Layer(array=array, names={})], affine_lps, grid, path.name)
+    elif name.endswith((".nrrd", ".nhdr")):
+        layers, affine_lps = read_nrrd_layers(path)
+        regions = _from_layers(layers, affine_lps, grid, path.name)
+    else:
+        regions = _from_dicom(read_header(path), grid, frames)
+    return tuple(sorted(regions, key=lambda region: region.label))
 
 
-def _from_label_map(labels: NDArray[Any], affine_lps: Affine, grid: Grid, name: str) -> dict[int, NDArray[np.bool_]]:
-    whole = np.rint(labels)
+def read_masks(path: Path, grid: Grid, frames: tuple[Frame, ...] | None = None) -> dict[int, NDArray[np.bool_]]:
+    """Return what `read_regions` returns as whole arrays by label, each bool (Z, Y, X); costs a volume a label."""
+    return {
+        region.label: np.zeros(grid.shape, dtype=bool) if region.mask is None else region.mask.on_grid(grid.shape)
+        for region in read_regions(path, grid, frames)
+    }
+
+
+def _from_layers(layers: Sequence[Layer], affine_lps: Affine, grid: Grid, name: str) -> list[Region]:
+    """Return the regions of label maps of one geometry; a label that two layers use is numbered after all others."""
+    placement = place(affine_lps, _shape(layers[0].array), grid, name)
+    regions: list[Region] = []
+    repeated: list[Region] = []
+    for layer in layers:
+        for label, mask in split_labels(_whole_numbers(layer.array, name)).items():
+            region = Region(label=label, name=layer.names.get(label, ""), mask=placement.placed(mask))
+            (repeated if any(label == other.label for other in regions) else regions).append(region)
+    highest = max((region.label for region in regions), default=0)
+    return regions + [
+        Region(label=highest + number, name=region.name, mask=region.mask) for number, region in enumerate(repeated, 1)
+    ]
+
+
+def _shape(array: NDArray[Any]) -> tuple[int, int, int]:
+    z, y, x = array.shape
+    return z, y, x
+
+
+def _whole_numbers(labels: NDArray[Any], name: str) -> NDArray[Any]:
+    if labels.dtype.kind in "iu":
+        return labels
+    if labels.dtype.kind == "b":
+        return labels.astype(np.uint8)
+    whole: NDArray[Any] = np.rint(labels)
     if not np.array_equal(whole, labels):
         raise UndecodableError(f"{name} holds fractions; a label map of whole numbers is needed")
-    on_grid = _on_grid(whole.astype(np.int64), affine_lps, grid, name)
-    return {int(label): on_grid == label for label in np.unique(on_grid) if label != 0}
+    return whole.astype(np.int32 if np.abs(whole).max(initial=0) < 1 << 31 else np.int64)
 
 
-def _on_grid(array: NDArray[Any], affine_lps: Affine, grid: Grid, name: str) -> NDArray[Any]:
-    """Return `array` (Z, Y, X) with its axes permuted, flipped and padded with 0 so that it lies on `grid`."""
-    to_image = np.linalg.inv(grid.affine_lps) @ affine_lps
-    whole = np.rint(to_image)
-    corners = np.array([[x, y, z, 1] for x in (0, array.shape[2] - 1) for y in (0, array.shape[1] - 1)
-                        for z in (0, array.shape[0] - 1)])  # fmt: skip
-    off = np.abs(corners @ (to_image - whole).T).max()
-    if off > _GRID_TOLERANCE_VOXELS or not _is_axis_permutation(whole[:3, :3]):
-        raise GeometryError(f"{name} is not on the image's grid: its voxels lie up to {off:.2f} voxels off")
-    source_of = np.abs(whole[:3, :3]).argmax(axis=1)  # for image axis x, y, z: the mask axis along it
-    turned = array.transpose(2, 1, 0).transpose(*source_of)
-    start = whole[:3, 3].astype(int)
-    for axis, source in enumerate(source_of):
-        if whole[axis, source] < 0:
-            turned = np.flip(turned, axis)
-            start[axis] -= turned.shape[axis] - 1
-    return _paste(turned.transpose(2, 1, 0), tuple(int(i) for i in start[::-1]), grid.shape, name)
-
-
-def _is_axis_permutation(matrix: NDArray[np.float64]) -> bool:
-    magnitude = np.abs(matrix)
-    return bool(np.all(magnitude.sum(axis=0) == 1) and np.all(magnitude.sum(axis=1) == 1) and magnitude.max() == 1)
-
-
-def _paste(array: NDArray[Any], start: tuple[int, ...], shape: tuple[int, int, int], name: str) -> NDArray[Any]:
-    """Return an array of `shape` with `array` at index `start`; what hangs over must be empty."""
-    if all(first == 0 for first in start) and array.shape == shape:
-        return array
-    out = np.zeros(shape, dtype=array.dtype)
-    inside = tuple(
-        slice(max(0, -first), max(0, min(size, whole - first)))
-        for first, size, whole in zip(start, array.shape, shape, strict=True)
-    )
-    kept = array[inside]
-    if np.count_nonzero(kept) != np.count_nonzero(array):
-        raise GeometryError(f"{name} marks voxels outside the image")
-    target = tuple(
-        slice(first + part.start, first + part.start + size)
-        for first, part, size in zip(start, inside, kept.shape, strict=True)
-    )
-    out[target] = kept
-    return out
-
-
-def _from_segmentation(header: Header, grid: Grid, frames: tuple[Frame, ...] | None) -> dict[int, NDArray[np.bool_]]:
+def _from_dicom(header: Header, grid: Grid, frames: tuple[Frame, ...] | None) -> list[Region]:
     with quiet():
-        dataset = header.dataset
+        dataset, name = header.dataset, header.path.name
+        if is_structure_set(dataset):
+            return [
+                Region(label=one.number, name=one.name, mask=one.mask)
+                for one in read_structures(dataset, grid, frames, name)
+            ]
         kind = text(dataset, "SegmentationType")
         if kind not in ("BINARY", "FRACTIONAL", "LABELMAP"):
-            raise UndecodableError(f"{header.path.name} is no segmentation (Segmentation Type is {kind or 'missing'})")
+            raise UndecodableError(f"{name} is no segmentation (Segmentation Type is {kind or 'missing'})")
         planes = frames_of(dataset)
         if not planes:
-            raise GeometryError(f"{header.path.name} does not say where its frames lie")
-        _check_frame_of_reference(planes, frames, header.path.name)
-        pixels = stored_array(header)
-        if pixels.shape != (len(planes), planes[0].rows, planes[0].columns):
-            raise UndecodableError(f"{header.path.name} has pixels of shape {pixels.shape} for {len(planes)} frames")
+            raise GeometryError(f"{name} does not say where its frames lie")
+        _check_frame_of_reference(planes, frames, name)
+        pixels = _frames(header, planes)
+        names = {
+            number: text(item, "SegmentLabel")
+            for item in items(dataset, "SegmentSequence")
+            if (number := integer(item, "SegmentNumber")) is not None
+        }
         if kind == "LABELMAP":
-            return _label_map_frames(dataset, planes, pixels, grid)
-        return _segment_frames(dataset, planes, pixels, grid, kind)
+            masks = _label_map_frames(dataset, planes, pixels, grid)
+        else:
+            masks = {number: [] for number in names} | _segment_frames(dataset, planes, pixels, grid, kind, set(names))
+        return [
+            Region(label=label, name=names.get(label, ""), mask=union(pieces) if pieces else None)
+            for label, pieces in masks.items()
+        ]
+
+
+def _frames(header: Header, planes: tuple[Frame, ...]) -> Iterable[Stored]:
+    """Return the pixels of every frame; packed bits of a native file are unpacked frame by frame."""
+    rows, columns = planes[0].rows, planes[0].columns
+    element = header.pixels
+    packed = integer(header.dataset, "BitsAllocated") == 1 and header.transfer_syntax_uid in NATIVE
+    if packed and element is not None and element.value_offset is not None:
+        with header.path.open("rb") as file:
+            file.seek(element.value_offset)
+            value = np.frombuffer(file.read(element.length), dtype=np.uint8)
+        if value.size * 8 < len(planes) * rows * columns:
+            raise UndecodableError(f"{header.path.name} cannot be decoded: its pixel data end early")
+        return _unpacked(value, len(planes), rows, columns)
+    pixels = stored_array(header)
+    if pixels.shape != (len(planes), rows, columns):
+        raise UndecodableError(f"{header.path.name} has pixels of shape {pixels.shape} for {len(planes)} frames")
+    return pixels
+
+
+def _unpacked(value: NDArray[np.uint8], n_frames: int, rows: int, columns: int) -> Iterator[Stored]:
+    """Yield frames of bits; they follow each other without padding (PS3.5 8.1.1)."""
+    size = rows * columns
+    for first in range(0, n_frames * size, size):
+        bits = np.unpackbits(value[first // 8 : (first + size + 7) // 8], bitorder="little")
+        yield bits[first % 8 : first % 8 + size].reshape(rows, columns)
 
 
 def _check_frame_of_reference(planes: tuple[Frame, ...], frames: tuple[Frame, ...] | None, name: str) -> None:
@@ -136,37 +185,37 @@ def _check_frame_of_reference(planes: tuple[Frame, ...], frames: tuple[Frame, ..
 
 
 def _segment_frames(
-    dataset: Dataset, planes: tuple[Frame, ...], pixels: NDArray[Any], grid: Grid, kind: str
-) -> dict[int, NDArray[np.bool_]]:
-    """Return the masks of a SEG whose frames each belong to one segment."""
+    dataset: Dataset, planes: tuple[Frame, ...], pixels: Iterable[Stored], grid: Grid, kind: str, described: set[int]
+) -> dict[int, list[Mask]]:
+    """Return the masks of the frames of a SEG whose frames each belong to one segment."""
     above = _FRACTION * (integer(dataset, "MaximumFractionalValue") or 255) if kind == "FRACTIONAL" else 0
-    masks = {
-        number: np.zeros(grid.shape, dtype=bool)
-        for item in items(dataset, "SegmentSequence")
-        if (number := integer(item, "SegmentNumber")) is not None
-    }
+    masks: dict[int, list[Mask]] = {}
     groups = functional_groups(dataset, "SegmentIdentificationSequence")
     for plane, frame, group in zip(planes, pixels, groups, strict=True):
         number = None if group is None else integer(group, "ReferencedSegmentNumber")
-        if number not in masks:
+        if number is None or number not in described:
             raise UndecodableError(f"frame {plane.frame_number} names segment {number}, which is not described")
-        masks[number] |= _plane_on_grid(frame > above, plane, grid)
+        mask = crop_mask((frame > above)[None])
+        if mask is not None:
+            masks.setdefault(number, []).append(_placed(mask, plane, grid))
     return masks
 
 
 def _label_map_frames(
-    dataset: Dataset, planes: tuple[Frame, ...], pixels: NDArray[Any], grid: Grid
-) -> dict[int, NDArray[np.bool_]]:
+    dataset: Dataset, planes: tuple[Frame, ...], pixels: Iterable[Stored], grid: Grid
+) -> dict[int, list[Mask]]:
     """Return the masks of a label map SEG; the value of Pixel Padding Value, or 0, is the background."""
     background = integer(dataset, "PixelPaddingValue") or 0
-    labels = np.zeros(grid.shape, dtype=np.int64)
+    masks: dict[int, list[Mask]] = {}
     for plane, frame in zip(planes, pixels, strict=True):
-        labels += _plane_on_grid(np.where(frame == background, 0, frame.astype(np.int64)), plane, grid)
-    return {int(label): labels == label for label in np.unique(labels) if label != 0}
+        labels = frame if background == 0 else np.where(frame == background, 0, frame)
+        for label, mask in split_labels(labels[None]).items():
+            masks.setdefault(label, []).append(_placed(mask, plane, grid))
+    return masks
 
 
-def _plane_on_grid(values: NDArray[Any], plane: Frame, grid: Grid) -> NDArray[Any]:
-    """Return one frame's values on the grid (Z, Y, X), placed by its position and orientation."""
+def _placed(mask: Mask, plane: Frame, grid: Grid) -> Mask:
+    """Return the mask of one frame on the grid, placed by its position and orientation."""
     cosines = np.array(plane.orientation).reshape(2, 3)
     affine = np.eye(4)
     affine[:3, 0] = cosines[0] * plane.pixel_spacing_mm[1]
@@ -176,4 +225,5 @@ def _plane_on_grid(values: NDArray[Any], plane: Frame, grid: Grid) -> NDArray[An
     steps = grid.affine_lps[:3, :3]
     normal = np.cross(cosines[0], cosines[1])
     affine[:3, 2] = steps[:, int(np.abs(normal @ steps / np.linalg.norm(steps, axis=0)).argmax())]
-    return _on_grid(values[None], affine, grid, f"frame {plane.frame_number} of the segmentation")
+    name = f"frame {plane.frame_number} of the segmentation"
+    return place(affine, (1, plane.rows, plane.columns), grid, name).placed(mask)

@@ -24,6 +24,7 @@ from dicom_node.reading.decode import MAX_VOXELS, check_decodable
 from dicom_node.reading.decoding import decode_into
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.header import data_set_digest, quiet, read_header, text
+from dicom_node.reading.intensity import intensity_of
 from dicom_node.reading.kinds import plane_note
 from dicom_node.study import DicomJson, InstanceDescription, SourceImage
 
@@ -149,12 +150,14 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1, policy: ReadPolicy =
         for gap in plan.gaps:
             gap.fill(array)
         array.flags.writeable = False
+        intensity, remarks = intensity_of([header.dataset for header in plan.headers])
         return Volume(
             array=array,
             grid=plan.grid,
             frames=plan.frames,
             modality=text(plan.headers[0].dataset, "Modality"),
-            notes=plan.notes,
+            notes=plan.notes + remarks,
+            intensity=intensity,
         )
 
 

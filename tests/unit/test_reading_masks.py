@@ -19,6 +19,7 @@ from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.volume import Volume
 from dicom_node.reading import read_masks, read_nifti, read_nrrd, write_nifti
 from dicom_node.study import Frame
+from tests.unit.imaging_case import rotation_about
 
 AFFINE = np.array([[0.8, 0.0, 0.1, -40.0], [0.0, 0.6, -0.4, 12.0], [0.0, 0.0, 1.9, 700.0], [0, 0, 0, 1]], dtype=float)
 GRID = Grid(shape=(4, 6, 5), affine_lps=AFFINE)
@@ -143,12 +144,27 @@ def _moved(x_mm: float) -> NDArray[np.float64]:
     return affine
 
 
+def _turned(degrees: float) -> NDArray[np.float64]:
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation_about(np.array([0.0, 0.0, 1.0]), np.radians(degrees))
+    return matrix
+
+
 @pytest.mark.parametrize(
     ("affine", "reason"),
     [
-        (_moved(0.4), "not on the image's grid: its voxels lie up to 0.50 voxels off"),
-        (AFFINE @ np.diag([2, 1, 1, 1]), "not on the image's grid"),
-        (AFFINE @ np.diag([1.05, 1, 1, 1]), "not on the image's grid"),
+        (
+            _moved(0.4),
+            "grid: origin: it lies 0.40 mm beside a voxel of the image .-0.50, .0.00, .0.00 voxels in x, y, z",
+        ),
+        (
+            AFFINE @ np.diag([2, 1, 1, 1]),
+            "grid: spacing: its voxels are 1.6 x 0.6 x 1.9442 mm apart, the image's 0.8 x",
+        ),
+        (AFFINE @ np.diag([1.05, 1, 1, 1]), "grid: spacing: its voxels are 0.84 x 0.6 x 1.9442 mm apart"),
+        (AFFINE @ np.diag([1, 1, 0.5, 1]), "grid: spacing: its voxels are 0.8 x 0.6 x 0.97211 mm apart"),
+        (AFFINE @ _turned(4.0), "grid: directions: its axes are turned by"),
+        (_moved(0.4) @ _turned(4.0) @ np.diag([2, 1, 1, 1]), "directions: .* degrees; spacing: .*; origin: .* 0.40 mm"),
         (_moved(4 * 0.8), "marks voxels outside the image"),
     ],
 )
