@@ -56,7 +56,7 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     NotApplicableError
         A role has no volume, or the volume has more voxels than the plugin takes.
     RefusedInputError
-        The image cannot be brought into the network's form.
+        The image holds values that are not finite, or cannot be prepared and the manifest has no gate that says so.
     ModelMismatchError
         The model's tensors are not those of the manifest.
     EngineError
@@ -68,7 +68,14 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     doubts = doubts_about_source(bounds, volume)
     if withheld_because(doubts):
         return _answer(doubts, (), volume, _provenance(manifest, engine, 0.0))
-    prepared = prepare(volume, manifest.preprocess.step)
+    try:
+        prepared = prepare(volume, manifest.preprocess.step)
+    except RefusedInputError as error:
+        if bounds.body_above is None:
+            raise
+        # Nearly empty, as a small test object in a large field: what has no body is no patient.
+        doubts += (Doubt(reason=f"the image cannot be prepared: {error.reason}"),)
+        return _answer(doubts, (), volume, _provenance(manifest, engine, 0.0))
     view = None if bounds.body_above is None else view_of(prepared, bounds.body_above)
     doubts += doubts_about_input(bounds, float(prepared.array.mean(dtype=np.float64)), view)
     if withheld_because(doubts):

@@ -76,8 +76,6 @@ class MaskView:
 
     array: NDArray[np.bool_]
     """On the view's grid."""
-    confidence: float
-    """Mean of the model's probability inside the findings, 0 to 1."""
     sphericity: float
     """Of the largest finding."""
 
@@ -120,13 +118,7 @@ def mask_view_of(findings: tuple[Finding, ...], source: Grid, view: View) -> Mas
     cropped = Grid(shape=mask.array.shape, affine_lps=affine)
     array = interpolate(mask.array.astype(np.float32), cropped, view.grid, order=1, outside=0.0) >= 0.5
     largest = max(findings, key=lambda finding: finding.measurements.n_voxels)
-    weights = [finding.measurements.n_voxels for finding in findings]
-    probabilities = [1.0 if finding.probability is None else finding.probability for finding in findings]
-    return MaskView(
-        array=array,
-        confidence=float(np.average(probabilities, weights=weights)),
-        sphericity=largest.measurements.sphericity or 0.0,
-    )
+    return MaskView(array=array, sphericity=largest.measurements.sphericity or 0.0)
 
 
 def percentiles_of(view: View, percentiles: tuple[float, ...]) -> NDArray[np.float64]:
@@ -253,16 +245,6 @@ def _crown_distance_mm(view: View, mask: MaskView) -> float:
     return float((tops[0][-1] - tops[1][-1]) * view.grid.spacing_mm[0])
 
 
-def _centre_height(mask: MaskView) -> float:
-    """Return at which share of its height, from the feet, the mask has its centre: a brain tapers towards the feet."""
-    heights = mask.array.sum(axis=(1, 2), dtype=np.float64)
-    held = np.flatnonzero(heights)
-    if not held.size:
-        return float("nan")
-    centre = float(heights @ np.arange(len(heights)) / heights.sum())
-    return (centre - int(held[0]) + 0.5) / (int(held[-1]) - int(held[0]) + 1)
-
-
 def _face_ahead_mm(view: View, mask: MaskView) -> float:
     """Return how far in front of the mask's centre the tissue below that centre and outside of the mask lies."""
     if not mask.array.any():
@@ -368,15 +350,9 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "mask_head_feet_mm": MaskMeasure(
             words="from head to feet the mask measures", unit="mm", of=lambda v, m: _extent_mm(m.array, v.grid, 0)
         ),
-        "mask_box_fill": MaskMeasure(
-            words="the share of its box that the mask fills is", unit="", of=lambda _, m: _box_fill(m.array)
-        ),
         "mask_share_of_body": MaskMeasure(words="the mask's share of the body is", unit="", of=_share_of_body),
         "mask_crown_distance_mm": MaskMeasure(
             words="the top of the mask lies below that of the body by", unit="mm", of=_crown_distance_mm
-        ),
-        "mask_centre_height": MaskMeasure(
-            words="the centre of the mask lies at this share of its height:", unit="", of=lambda _, m: _centre_height(m)
         ),
         "mask_face_ahead_mm": MaskMeasure(
             words="the tissue below the centre of the mask lies in front of it by", unit="mm", of=_face_ahead_mm
@@ -408,9 +384,6 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             of=lambda v, m: _mirror_correlation(v.form, m.array, v.grid.spacing_mm),
         ),
         "mask_sphericity": MaskMeasure(words="the sphericity of the mask is", unit="", of=lambda _, m: m.sphericity),
-        "mask_confidence": MaskMeasure(
-            words="the model's mean probability in the mask is", unit="", of=lambda _, m: m.confidence
-        ),
     }
 )
 """Name in [[plausibility.check]] -> what it is."""

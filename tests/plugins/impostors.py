@@ -153,6 +153,32 @@ def textured_shells_head() -> Array:
     return np.where(brain, np.clip(image + 120 * _texture(7, 2.5), 0, None), image)
 
 
+def checkerboard() -> Array:
+    """A ball of cubes of 9 mm, bright and less bright."""
+    cubes = (np.floor(_where() / 9).sum(axis=-1) % 2) * 300 + 350
+    return _noisy(_ellipsoid((85, 95, 85)) * cubes)
+
+
+def ramp_head() -> Array:
+    """A head's outline whose value rises from side to side, with stripes."""
+    return _noisy(_head_shape() * np.clip(500 + 3 * _where()[..., 0] + 100 * np.sin(_where()[..., 1]), 0, None))
+
+
+def mirrored_fake_head() -> Array:
+    """Skin, bone and a bright core under a darker rim, with clouds as fine as the cortex, the same on both sides.
+
+    All that the checks before the network ask of a head, and no anatomy.
+    """
+    clouds = _texture(11, 3.0)
+    clouds = (clouds + clouds[..., ::-1]) / np.sqrt(2)
+    image = np.where(_head_shape(), 500 + 120 * clouds, 0.0)
+    image[_ellipsoid((71, 93, 88), (0, 0, 14))] = 90
+    brain = _ellipsoid((64, 84, 68), (0, 0, 20))
+    depth = np.clip(1 - np.sqrt((((_where() - (0, 0, 20)) / (64, 84, 68)) ** 2).sum(axis=-1)), 0, 1)
+    image = np.where(brain, 330 + 500 * np.minimum(depth, 0.4) + 90 * clouds, image)
+    return _noisy(np.clip(image, 0, None))
+
+
 def two_cylinders() -> Array:
     """Two thighs with bone and fat."""
     at = _where()
@@ -201,7 +227,7 @@ SYNTHETIC: Mapping[str, Callable[[], Array]] = MappingProxyType(
         for each in (
             *(ball, clean_ball, shaded_ball, head_shaped_water, box, acr_cylinder, noise, noise_head, blobs_head),
             *(fine_blobs_head, coarse_blobs_head, patches_head, shells_head, textured_shells_head, two_cylinders),
-            *(knee, spine),
+            *(knee, spine, checkerboard, ramp_head, mirrored_fake_head),
         )
     }
 )
