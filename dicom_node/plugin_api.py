@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self, TypeAlias
 from pydantic import Field, model_validator
 
 from dicom_node.config.schema import SeriesMatch, Table
+from dicom_node.imaging.appearance import MEASURES
 from dicom_node.imaging.footprint import Shape, peak_bytes, planned
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.sliding import PadMode, held_voxels
@@ -246,18 +247,75 @@ class Limits(Table):
     """Of the source volume."""
 
 
+class PlausibilityCheck(Table):
+    """[[plausibility.check]]: one thing measured of the image or of the findings, and what is plausible."""
+
+    measure: str
+    """A name of `imaging.appearance.MEASURES`; those that begin with "mask" are measured after the network."""
+    low: float | None = None
+    high: float | None = None
+    action: Literal["withhold", "flag"] = "withhold"
+    """"flag": the result is delivered, with the reason as a note in its report."""
+    because: Annotated[str, Field(min_length=1)]
+    """What the bound stands for; ends the sentence that people read."""
+
+    @model_validator(mode="after")
+    def _bounds_something(self) -> Self:
+        if self.measure not in MEASURES:
+            raise ValueError(f"there is no measure {self.measure!r}; there are {', '.join(MEASURES)}")
+        if self.low is None and self.high is None:
+            raise ValueError(f"measure {self.measure!r} needs `low`, `high` or both")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"measure {self.measure!r}: low is above high")
+        return self
+
+
+class TrainingStatistics(Table):
+    """[plausibility.statistics]: the intensities of the training images, made by `model-build statistics`."""
+
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], ...] = Field(min_length=1)
+    """Of the values inside the body, each divided by their median."""
+    mean: tuple[float, ...]
+    sd: tuple[Annotated[float, Field(gt=0)], ...]
+    max_distance: Annotated[float, Field(gt=0)]
+    """Root mean square of the deviations, in standard deviations."""
+    action: Literal["withhold", "flag"] = "withhold"
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if not len(self.percentiles) == len(self.mean) == len(self.sd):
+            raise ValueError("`percentiles`, `mean` and `sd` have one number each for every percentile")
+        return self
+
+
 class Plausibility(Table):
-    """[plausibility]: bounds outside which a result is withheld, in physical units."""
+    """[plausibility]: bounds outside which a result is withheld or flagged, in physical units."""
 
     total_volume_ml: tuple[float, float] | None = None
     """Of all findings together; an explicit "nothing found" is not measured by it."""
+    min_findings: Annotated[int, Field(ge=0)] = 0
+    """1: what is looked for is always there, so nothing found is withheld."""
     max_findings: Annotated[int, Field(ge=1)] | None = None
+    min_distinct_values: Annotated[int, Field(ge=2)] | None = None
+    """Of the source volume: a drawing has few, a scanner's noise has many."""
     source_extent_mm: tuple[float, float] | None = None
     """Shortest and longest allowed extent of the source volume along its slice axis."""
     source_mean: tuple[float, float] | None = None
     """Allowed mean of the preprocessed tensor: training statistics."""
     refuse_touching_border: bool = False
     """Withhold when a mask touches the first or last slice or an edge of the field of view."""
+    body_above: float | None = None
+    """What is brighter in the prepared image is the body; `check` and `statistics` need it."""
+    check: tuple[PlausibilityCheck, ...] = ()
+    statistics: TrainingStatistics | None = None
+
+    @model_validator(mode="after")
+    def _body_is_defined(self) -> Self:
+        if (self.body_above is None) == bool(self.check or self.statistics):
+            raise ValueError("`body_above` is given with [[plausibility.check]] or statistics, and only then")
+        if len({check.measure for check in self.check}) != len(self.check):
+            raise ValueError("each measure is checked once")
+        return self
 
 
 class Quality(Table):

@@ -4,8 +4,8 @@ Used by the child that infers, by the commands and by `model_build`, so that tra
 drift apart. Above `imaging` and `engines`, below everything that knows of jobs. It never opens a file, and judges no
 image that the manifest does not allow.
 
-Order: size, tensors, preprocessing, gate on the input, network, way back to the source grid slab by slab, classes,
-components (size, holes, contrast, largest), measurements, gate on the result.
+Order: size, tensors, gate on the source, preprocessing, gate on the input, network, way back to the source grid slab
+by slab, classes, components (size, holes, contrast, largest), measurements, gate on the result.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from dicom_node.clock import Clock
 from dicom_node.engines import Engine, TensorSpec
 from dicom_node.errors import EngineError, ModelMismatchError, NotApplicableError, RefusedInputError
 from dicom_node.findings import Finding, Findings, Mask, Outcome, Provenance, on_images
+from dicom_node.imaging.appearance import view_of
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.inverse import class_masks
 from dicom_node.imaging.mask import components, filled, mean_contrast, outline, union
 from dicom_node.imaging.measure import measure
-from dicom_node.imaging.plausibility import implausible_input, implausible_result
+from dicom_node.imaging.plausibility import (
+    Doubt,
+    doubts_about_input,
+    doubts_about_result,
+    doubts_about_source,
+    flags,
+    withheld_because,
+)
 from dicom_node.imaging.preprocess import Prepared, prepare
 from dicom_node.imaging.sliding import Network, Region, pad_at_end, slide
 from dicom_node.imaging.volume import Volume
@@ -56,7 +64,7 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     NotApplicableError
         A role has no volume, or the volume has more voxels than the plugin takes, or would take more memory.
     RefusedInputError
-        The image cannot be brought into the network's form.
+        The image holds values that are not finite, or cannot be prepared and the manifest has no gate that says so.
     ModelMismatchError
         The model's tensors are not those of the manifest.
     EngineError
@@ -64,19 +72,29 @@ def predict(volumes: Mapping[str, Volume], manifest: Manifest, engine: Engine, *
     """
     check_signature(manifest, engine)
     volume = _checked_volume(volumes, manifest)
-    prepared = prepare(volume, manifest.preprocess.step)
-    reason = implausible_input(manifest.plausibility, volume.grid, float(prepared.array.mean(dtype=np.float64)))
-    if reason:
-        return _answer("withheld", reason, (), volume, _provenance(manifest, engine, 0.0))
+    bounds = manifest.plausibility
+    doubts = doubts_about_source(bounds, volume)
+    if withheld_because(doubts):
+        return _answer(doubts, (), volume, _provenance(manifest, engine, 0.0))
+    try:
+        prepared = prepare(volume, manifest.preprocess.step)
+    except RefusedInputError as error:
+        if bounds.body_above is None:
+            raise
+        # Nearly empty, as a small test object in a large field: what has no body is no patient.
+        doubts += (Doubt(reason=f"the image cannot be prepared: {error.reason}"),)
+        return _answer(doubts, (), volume, _provenance(manifest, engine, 0.0))
+    view = None if bounds.body_above is None else view_of(prepared, bounds.body_above)
+    doubts += doubts_about_input(bounds, float(prepared.array.mean(dtype=np.float64)), view)
+    if withheld_because(doubts):
+        return _answer(doubts, (), volume, _provenance(manifest, engine, 0.0))
     network_bytes = engine.memory_bytes({manifest.input[0].tensor: manifest.run_shape(prepared.grid.shape)})
     if reason := manifest.too_large(volume.grid, prepared=prepared.grid.shape, network_bytes=network_bytes):
         raise NotApplicableError(reason)
     timed = _Timed(engine, clock)
     findings = find(run_model(prepared, manifest, timed), prepared.grid, volume, manifest)
-    provenance = _provenance(manifest, engine, timed.duration_s)
-    reason = implausible_result(manifest.plausibility, findings, volume.grid.shape)
-    outcome: Outcome = "withheld" if reason else "result" if findings else "nothing_found"
-    return _answer(outcome, reason, findings, volume, provenance)
+    doubts += doubts_about_result(bounds, findings, volume.grid, view)
+    return _answer(doubts, findings, volume, _provenance(manifest, engine, timed.duration_s))
 
 
 class _Timed:
@@ -294,8 +312,10 @@ def _provenance(manifest: Manifest, engine: Engine, duration_s: float) -> Proven
 
 
 def _answer(
-    outcome: Outcome, reason: str | None, findings: tuple[Finding, ...], volume: Volume, provenance: Provenance
+    doubts: tuple[Doubt, ...], findings: tuple[Finding, ...], volume: Volume, provenance: Provenance
 ) -> Findings:
+    reason = withheld_because(doubts)
+    outcome: Outcome = "withheld" if reason else "result" if findings else "nothing_found"
     return Findings(
         outcome=outcome,
         reason=reason,
@@ -303,5 +323,5 @@ def _answer(
         frames=volume.frames,
         affine_lps=volume.grid.affine_lps,
         provenance=provenance,
-        notes=volume.notes,
+        notes=volume.notes + flags(doubts),
     )

@@ -150,6 +150,37 @@ def evaluate(
 
 
 @app.command()
+def statistics(
+    plugin: PluginOption,
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Series: a folder of DICOM each, or a NIfTI file.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Also the QA phantoms of these seeds, FIRST:STOP.")] = None,
+    max_distance: Annotated[float, typer.Option(min=0.1, help="Of the gate, in standard deviations.")] = 4.0,
+    least_sd: Annotated[float, typer.Option(min=0.001, help="No spread is below this share of the median.")] = 0.05,
+    as_json: JsonOption = False,
+) -> None:
+    """Compute [plausibility.statistics] of a plugin from images that it is meant for, and the ranges of measures."""
+    from model_build.data import volume_of
+    from model_build.statistics import appearance_of, as_toml, read_image, statistics_of
+
+    manifest = read_table(plugin / "plugin.toml", Manifest)
+    seen = [appearance_of(str(path), read_image(path), manifest) for path in paths or ()]
+    for seed in _seeds(seeds) if seeds else ():
+        seen.append(appearance_of(f"seed {seed}", volume_of(make_phantom(seed)), manifest))
+    table = statistics_of(seen, max_distance=max_distance, least_sd=least_sd)
+    names = list(seen[0].measures)
+    if as_json:
+        images = [{"name": each.name, "measures": each.measures} for each in seen]
+        _print_json({"statistics": table.model_dump(mode="json"), "images": images})
+        return
+    _console().print(as_toml(table), markup=False)
+    for name in names:
+        values = sorted(each.measures[name] for each in seen)
+        _console().print(f"{name}: {values[0]:.4g} to {values[-1]:.4g}", markup=False)
+
+
+@app.command()
 def publish(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", exists=True, dir_okay=False)],
     plugin: PluginOption,

@@ -114,7 +114,7 @@ def infer(
         role = plugin.manifest.input_series[0].role
         findings = slots.run(plugin, Request(paths={role: paths}))
     except RefusedInputError as error:
-        return {"outcome": "refused", "reason": error.reason, "findings": [], "files": []}
+        return {"outcome": "refused", "reason": error.reason, "findings": [], "files": [], "notes": []}
     written: list[Path] = []
     if findings.outcome != "withheld":
         out.mkdir(parents=True, exist_ok=True)
@@ -136,6 +136,7 @@ def infer(
         "reason": findings.reason,
         "findings": describe_findings(findings),
         "files": [str(file) for file in written],
+        "notes": list(findings.notes),
     }
 
 

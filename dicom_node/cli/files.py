@@ -88,5 +88,7 @@ def infer(
         say(f"{answer['outcome']}" + (f": {answer['reason']}" if answer["reason"] else ""))
         if answer["findings"]:
             show(answer["findings"], FINDING_COLUMNS)
+        for note in answer["notes"]:
+            say(f"note: {note}")
         for file in answer["files"]:
             say(str(file))

@@ -178,7 +178,7 @@ def test_infer_refuses_in_words_and_that_is_no_failure(dicom_node, tmp_path):
     """A study that the plugin declines: outcome, reason, no file, exit status 0."""
     head_mr(tmp_path / "study")
     said = dicom_node("infer", "qa_phantom", tmp_path / "study", "--out", tmp_path / "out", "--json")
-    assert (0, {"outcome", "reason", "findings", "files"}) == (said.status, set(said.json))
+    assert (0, {"outcome", "reason", "findings", "files", "notes"}) == (said.status, set(said.json))
     assert ("refused", [], []) == (said.json["outcome"], said.json["findings"], said.json["files"])
     assert "Modality" in said.json["reason"]
     assert not (tmp_path / "out").exists()

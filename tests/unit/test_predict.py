@@ -107,6 +107,33 @@ def test_implausible_input_never_reaches_the_network() -> None:
     assert engine.shapes == []
 
 
+def test_an_empty_image_is_withheld_where_the_manifest_has_a_gate() -> None:
+    """What cannot be scaled has no body: withheld by a plugin that asks for one, refused by another."""
+    grid, engine = make_grid((30, 64, 64)), Ramp()
+    step = {"kind": "normalise", "method": "min_max"}
+    tables = {"preprocess": {"spec_version": 1, "step": [step]}}
+    check = {"measure": "body_volume_ml", "low": 1.0, "because": "a body is there"}
+    gate = {"body_above": 0.5, "check": [check]}
+    answer = _predict(np.zeros(grid.shape), grid, engine, plausibility=gate, **tables)
+    assert answer.outcome == "withheld"
+    assert (answer.reason or "").startswith("the image cannot be prepared: ")
+    assert engine.shapes == []
+    with pytest.raises(RefusedInputError):
+        _predict(np.zeros(grid.shape), grid, engine, **tables)
+
+
+def test_a_flagged_result_is_delivered_with_its_note() -> None:
+    """Checks before and after the network that only flag: the result stands, and its notes say what was noticed."""
+    grid = make_grid((30, 64, 64))
+    before = {"measure": "body_volume_ml", "high": 1.0, "action": "flag", "because": "a body is small"}
+    after = {"measure": "mask_sphericity", "high": 0.1, "action": "flag", "because": "an object is a plate"}
+    answer = _predict(_two_blobs(grid), grid, plausibility={"body_above": 0.5, "check": [before, after]})
+    assert (answer.outcome, answer.reason) == ("result", None)
+    assert [note.partition(":")[0] for note in answer.notes] == ["flagged", "flagged"]
+    assert "the body has a volume of 2 ml; at most 1 ml is plausible: a body is small" in answer.notes[0]
+    assert "the sphericity of the mask" in answer.notes[1]
+
+
 @pytest.mark.parametrize(
     ("postprocess", "n_findings"),
     [
