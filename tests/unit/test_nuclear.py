@@ -87,7 +87,10 @@ def test_slice_vector_says_where_each_frame_lies(tomogram: Callable[..., Path]) 
         {"change": lambda ds: ds.DetectorInformationSequence[0].__delitem__("ImagePositionPatient")},
         {"change": lambda ds: ds.DetectorInformationSequence[0].__delitem__("ImageOrientationPatient")},
     ],
-    ids=str,
+    ids=[
+        *("static", "gated", "unnamed", "doubled", "no distance", "no distance but 0", "no spacing"),
+        *("two detectors", "no detector", "no position", "no orientation"),
+    ],
 )
 def test_what_is_ambiguous_is_refused_by_name(tomogram: Callable[..., Path], values: dict[str, Any]) -> None:
     """Static, dynamic and gated images, several detectors, and whatever lacks distance or place."""
