@@ -18,7 +18,7 @@ other. Units, codes and sources stand in `quantities`, one row a measurement; he
 * **Border irregularity**: surface by the surface of the convex hull. Sphericity and what derives from it
   (compactness, asphericity, surface by volume) also fall when a smooth lesion is long or flat; this does not, so
   together with elongation and flatness it tells a rough border from a long shape. Steps of the voxels count as
-  roughness: a large sphere has 1.08 to 1.10, so values compare between masks of like voxels. What is bent as a whole,
+  roughness: a large ball has 1.05, so values compare between masks of like voxels. What is bent as a whole,
   like a banana, can have less surface than its hull: then solidity tells.
 * **Intensities**: of the voxels of the mask, times the volume's factor (SUV); `sd` is the population's (divisor n),
   percentiles interpolate linearly between ranks.

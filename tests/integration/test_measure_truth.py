@@ -21,6 +21,7 @@ from dicom_node.imaging.quantities import values
 from dicom_node.reading import find_files, group_series, load_volume, read_headers, read_masks, read_nifti, read_regions
 from dicom_node.reading.synthetic import write_series
 from dicom_node.report import build_results, encode
+from tests import peers
 from tests.unit import report_case as case
 from tests.unit.imaging_case import make_volume
 
@@ -154,12 +155,25 @@ def test_liver_and_spleen(shared_data: Path) -> None:
 
 @pytest.mark.data
 def test_liver_and_spleen_through_our_segmentation(shared_data: Path, tmp_path: Path) -> None:
-    """Written as SEG and read back, by the command: every measurement is the same number."""
+    """Written as SEG and read back, by the command: every measurement is the same number.
+
+    The published CT has no SOP Class, so the SEG refers to the same voxels written anew.
+    """
     folder = shared_data / "totalsegmentator_ct"
-    series = series_of(folder / "example_ct_dicom")
-    regions = read_regions(folder / "example_seg_dicom.nii.gz", series.volume.grid, series.volume.frames)
-    findings = _findings({region.label: region.mask for region in regions if region.label in ORGANS}, series.volume)
-    built = build_results(findings, case.MANIFEST, read_headers(series.files), case.IDENTITY)
+    volume = series_of(folder / "example_ct_dicom").volume
+    files = write_series(
+        tmp_path / "image",
+        volume.array,
+        volume.grid.affine_lps,
+        study_instance_uid="1.2.3",
+        series_instance_uid="1.2.3.1",
+        frame_of_reference_uid=volume.frames[0].frame_of_reference_uid or "1.2.3.9",
+        uid_root="1.2.3.5",
+    )
+    regions = read_regions(folder / "example_seg_dicom.nii.gz", volume.grid, volume.frames)
+    masks = {region.label: region.mask for region in regions if region.label in ORGANS}
+    findings = _findings(masks, load_volume(files))
+    built = build_results(findings, case.MANIFEST, read_headers(files), case.IDENTITY)
     (seg,) = [result for result in built if result.kind == "seg"]
     (tmp_path / "seg.dcm").write_bytes(encode(seg.dataset))
 
@@ -190,20 +204,37 @@ def _findings(masks: dict[int, Any], volume: Volume) -> Findings:
     )
 
 
-@pytest.mark.data
-def test_report_of_a_pet_is_in_suv(shared_data: Path) -> None:
-    """The report names SUVbw with its unit, and the mean is that of the published values."""
+def _report_of_pet(shared_data: Path, to: Path) -> Path:
+    """Write the report of IBSI's lesion in a PET."""
     folder = shared_data / "ibsi_sts" / "dicom" / "STS_025" / "PET"
     series = series_of(folder / "image")
     (region,) = read_regions(folder / "mask" / "RS.dcm", series.volume.grid, series.volume.frames)
     findings = _findings({1: region.mask}, series.volume)
     built = build_results(findings, case.MANIFEST, read_headers(series.files), case.IDENTITY)
     (report,) = [result.dataset for result in built if result.kind == "sr"]
-    numbers = [item for item in _items(report) if item.ValueType == "NUM"]
+    to.write_bytes(encode(report))
+    return to
+
+
+@pytest.mark.data
+def test_report_of_a_pet_is_in_suv(shared_data: Path, tmp_path: Path) -> None:
+    """The report names SUVbw with its unit, the mean is the published one, and dciodvfy finds no error."""
+    path = _report_of_pet(shared_data, tmp_path / "sr.dcm")
+    numbers = [item for item in _items(pydicom.dcmread(path)) if item.ValueType == "NUM"]
     suv = [item for item in numbers if item.ConceptNameCodeSequence[0].CodeValue == "126401"]
     assert 5 == len(suv)
     assert {"{SUVbw}g/ml"} == {n.MeasuredValueSequence[0].MeasurementUnitsCodeSequence[0].CodeValue for n in suv}
     assert 2.957 == pytest.approx(float(suv[0].MeasuredValueSequence[0].NumericValue), abs=0.01)
+    assert [] == peers.dciodvfy(path)
+
+
+@pytest.mark.data
+@pytest.mark.long
+def test_templates_of_a_report_in_suv_hold(
+    shared_data: Path, tmp_path: Path, pixelmed_sr_errors: Callable[[Path], list[str]]
+) -> None:
+    """PixelMed finds no error in TID 1500 with SUVbw."""
+    assert [] == pixelmed_sr_errors(_report_of_pet(shared_data, tmp_path / "sr.dcm"))
 
 
 def _items(dataset: pydicom.Dataset) -> list[pydicom.Dataset]:
