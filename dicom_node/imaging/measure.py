@@ -14,11 +14,12 @@ other. Units, codes and sources stand in `quantities`, one row a measurement; he
   hence our own.
 * In-plane diameters lie on a slice that an image shows, never on an interpolated one; all else counts every slice.
 * **Principal axes**: of the voxel centres (IBSI), four times the root of the eigenvalues of their covariance (divisor
-  n). scikit-image's axes come from an ellipse of a two-dimensional or isotropic image, hence our own.
+  n - 1, with which IBSI's consensus values of its phantom come out). scikit-image's axes come from an ellipse of a
+  two-dimensional or isotropic image, hence our own.
 * **Border irregularity**: surface by the surface of the convex hull. Sphericity and what derives from it
   (compactness, asphericity, surface by volume) also fall when a smooth lesion is long or flat; this does not, so
   together with elongation and flatness it tells a rough border from a long shape. Steps of the voxels count as
-  roughness: a large sphere has 1.08 to 1.10, so values compare between masks of like voxels. What is bent as a whole,
+  roughness: a large ball has 1.05, so values compare between masks of like voxels. What is bent as a whole,
   like a banana, can have less surface than its hull: then solidity tells.
 * **Intensities**: of the voxels of the mask, times the volume's factor (SUV); `sd` is the population's (divisor n),
   percentiles interpolate linearly between ranks.
@@ -64,7 +65,7 @@ class _Moments:
     mean: NDArray[np.float64]
     """(x, y, z), in voxels of the whole grid."""
     covariance: NDArray[np.float64]
-    """3x3, (x, y, z), in voxels squared, divisor n."""
+    """3x3, (x, y, z), in voxels squared, divisor n - 1; zero for one voxel."""
 
 
 def measure(mask: Mask, volume: Volume) -> Measurements:
@@ -134,7 +135,7 @@ def _moments(mask: Mask) -> _Moments:
     return _Moments(
         n_voxels=count,
         mean=mean + middle + corner,
-        covariance=second / count - np.outer(mean, mean),
+        covariance=(second - count * np.outer(mean, mean)) / max(count - 1, 1),
     )
 
 
