@@ -21,10 +21,10 @@ from dicom_node.errors import GeometryError, UndecodableError
 from dicom_node.imaging.geometry import Grid, grid_from_frames, shear_degrees, slice_distance_mm
 from dicom_node.imaging.volume import Volume
 from dicom_node.reading.decode import MAX_VOXELS, PixelLayout, check_decodable, pixel_layout
-from dicom_node.reading.decoding import decode_into
+from dicom_node.reading.decoding import decode_into, pixel_notes
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.enhanced import frames_of, functional_groups
-from dicom_node.reading.header import Header, data_set_digest, floats, items, quiet, read_header, text
+from dicom_node.reading.header import Attributes, Header, data_set_digest, floats, items, quiet, read_header, text
 from dicom_node.study import DicomJson, Frame, InstanceDescription, SourceImage
 
 _HINT_TOLERANCE = 0.01
@@ -118,7 +118,7 @@ def read_headers(paths: Sequence[Path]) -> list[Dataset]:
     return [read_header(path).dataset for path in paths]
 
 
-def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
+def load_volume(paths: Sequence[Path], *, workers: int | None = None, grey_from_colour: bool = False) -> Volume:
     """Return the volume that the files make: decoded, in the unit of the modality, sorted along the normal.
 
     Parameters
@@ -126,7 +126,9 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
     paths
         All instances of one series, in any order: classic ones, or one or more enhanced ones.
     workers
-        Threads that decode; more than one helps where codecs let go of the interpreter.
+        Threads or processes that decode; as many as there are processors, at most four, when not given.
+    grey_from_colour
+        Whether colours become their luminance (`colour.luminance`); otherwise colour is refused.
 
     Raises
     ------
@@ -139,7 +141,7 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
         raise GeometryError("the series holds no image")
     headers = [read_header(path) for path in paths]
     with quiet():
-        layouts = [pixel_layout(header) for header in headers]
+        layouts = [pixel_layout(header, colour=grey_from_colour) for header in headers]
         per_file = [_frames(header, layout) for header, layout in zip(headers, layouts, strict=True)]
         frames = [frame for frames in per_file for frame in frames]
         grid, order = grid_from_frames(frames)
@@ -156,19 +158,19 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1) -> Volume:
             array=array,
             grid=grid,
             frames=tuple(frames[i] for i in order),
-            modality=text(headers[0].dataset, "Modality"),
-            notes=_notes(headers[0].dataset, layouts[0], grid),
+            modality=text(headers[0].attributes, "Modality"),
+            notes=_notes(headers[0].attributes, grid) + pixel_notes(headers[0], layouts[0]),
         )
 
 
 def _frames(header: Header, layout: PixelLayout) -> tuple[Frame, ...]:
     """Return the frames of one file, one for each image plane in it."""
-    if "MOSAIC" in text(header.dataset, "ImageType").split("\\"):
+    if "MOSAIC" in text(header.attributes, "ImageType").split("\\"):
         raise GeometryError("the images are mosaics (several slices tiled in one image), which are not read")
-    frames = frames_of(header.dataset)
+    frames = frames_of(header.attributes)
     if len(frames) == layout.n_frames:
         return frames
-    described = len(items(header.dataset, "PerFrameFunctionalGroupsSequence"))
+    described = len(items(header.attributes, "PerFrameFunctionalGroupsSequence"))
     if described not in (0, layout.n_frames):
         raise GeometryError(f"functional groups describe {described} of {layout.n_frames} frames")
     if not described and layout.n_frames > 1:
@@ -179,7 +181,7 @@ def _frames(header: Header, layout: PixelLayout) -> tuple[Frame, ...]:
     )
 
 
-def _notes(dataset: Dataset, layout: PixelLayout, grid: Grid) -> tuple[str, ...]:
+def _notes(dataset: Attributes, grid: Grid) -> tuple[str, ...]:
     """Return in words what was noticed and accepted."""
     notes = []
     if not text(dataset, "SOPInstanceUID"):
@@ -202,8 +204,6 @@ def _notes(dataset: Dataset, layout: PixelLayout, grid: Grid) -> tuple[str, ...]
             f"SliceThickness says {thickness[0]:g} mm, but the positions are {distance:.3f} mm apart: slices {kind}; "
             "positions are used"
         )
-    if layout.photometric_interpretation == "MONOCHROME1":
-        notes.append("MONOCHROME1: values are kept as stored, so high values are shown dark")
     return tuple(notes)
 
 
