@@ -116,11 +116,13 @@ def _simpleitk(paths: Sequence[Path]) -> Callable[[], NDArray[np.float32]]:
 
     names = SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(paths[0].parent))
     reader = SimpleITK.ImageSeriesReader()
+    kept = []  # the array is a view of the image
 
     def load() -> NDArray[np.float32]:
         reader.SetFileNames(names)
         reader.SetOutputPixelType(SimpleITK.sitkFloat32)
-        return np.asarray(SimpleITK.GetArrayViewFromImage(reader.Execute()))
+        kept.append(reader.Execute())
+        return np.asarray(SimpleITK.GetArrayViewFromImage(kept[-1]))
 
     return load
 

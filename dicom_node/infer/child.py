@@ -161,7 +161,7 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
         try:
             if engine is None:
                 engine = OnnxRuntimeEngine.load(load_model(plugin.model_path, plugin.model_sha256), threads=threads)
-            volumes = {role: load_volume(paths) for role, paths in request.paths.items()}
+            volumes = {role: load_volume(paths, workers=threads) for role, paths in request.paths.items()}
             connection.send(predict(volumes, plugin.manifest, engine, clock=SystemClock()))
         except DicomNodeError as error:
             connection.send(Failure(kind=type(error).__name__, message=str(error)))
