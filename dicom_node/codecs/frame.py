@@ -121,7 +121,7 @@ def decode_frame(frame: bytes, form: FrameForm) -> Stored:
         return codec(frame, form)
     except CODEC_ERRORS as error:
         raise UndecodableError(
-            f"cannot be decoded; it is damaged or of a variant that is not read ({error!r:.80})"
+            f"cannot be decoded; it is damaged or of a variant that is not read ({type(error).__name__})"
         ) from error
 
 
@@ -229,9 +229,9 @@ def _by_charls(frame: bytes, form: FrameForm) -> Stored:
 def _by_rle(frame: bytes, form: FrameForm) -> Stored:
     from rle.rle import decode_frame as decode_segments
 
+    if form.bits_allocated == 1:
+        return native_values(decode_segments(frame, form.n_bytes, 8, "<"), form)
     raw = decode_segments(frame, form.rows * form.columns, form.bits_allocated, "<")
-    if form.bits_allocated == 1:  # a byte for each
-        return np.frombuffer(raw, np.uint8).reshape(form.rows, form.columns)
     values = np.frombuffer(raw, dtype=f"<{'i' if form.signed else 'u'}{form.bits_allocated // 8}")
     values = _with_bits(values, form.bits_stored, form.high_bit)
     return in_rgb(_shaped(values, form, by_plane=True), form)

@@ -185,6 +185,8 @@ def pixel_layout(header: Header, *, colour: bool = False) -> PixelLayout:
         is_float=float_bits is not None,
     )
     _check_layout(layout)
+    if photometric == "YBR_FULL_422" and layout.columns % 2 and header.transfer_syntax_uid in NATIVE:
+        raise UndecodableError(f"YBR_FULL_422 with {layout.columns} columns: two neighbours share their colour")
     return layout
 
 
@@ -217,8 +219,6 @@ def _check_layout(layout: PixelLayout) -> None:
             f"Bits Stored {layout.bits_stored} with High Bit {layout.high_bit} do not fit Bits Allocated "
             f"{layout.bits_allocated}"
         )
-    if layout.photometric_interpretation == "YBR_FULL_422" and layout.columns % 2:
-        raise UndecodableError(f"YBR_FULL_422 with {layout.columns} columns: two neighbours share their colour")
 
 
 def frame_form(header: Header, layout: PixelLayout) -> FrameForm:

@@ -8,10 +8,13 @@ and what comes back is put into place here. What a frame's values are is told by
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import prod
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -30,7 +33,7 @@ from dicom_node.reading.decode import (
     modality_luts,
     stored_frames,
 )
-from dicom_node.reading.header import Header, quiet
+from dicom_node.reading.header import Header, integer, quiet, read_header
 from dicom_node.reading.padding import padding_of
 
 _MOST_WORKERS: Final = 4
@@ -51,6 +54,7 @@ def decode_into(
     slices: Sequence[int],
     *,
     workers: int | None = None,
+    pool: DecoderPool | None = None,
 ) -> None:
     """Decode all frames of the files into their slices of `array` (Z, Y, X), in the unit of the modality.
 
@@ -62,6 +66,8 @@ def decode_into(
         Which slice each frame becomes, file after file in the order of `headers`, frame after frame.
     workers
         Threads or processes that decode; `default_workers` when not given, 1: this thread alone.
+    pool
+        Helpers that `helpers_for` has started already.
 
     Raises
     ------
@@ -74,7 +80,7 @@ def decode_into(
     with quiet():  # here and not in the threads: filters of warnings are the process's
         if workers > 1 and sum(task.n_pixels for task in slow) >= _WORTH_HELPERS:
             tasks = [task for task in tasks if not task.is_slow]
-            _by_helpers(slow, array, workers)
+            _by_helpers(slow, array, workers, pool)
         if workers > 1 and len(tasks) > 1:
             with ThreadPoolExecutor(max_workers=workers) as threads:
                 shares = [threads.submit(_run_all, tasks[first::workers], array) for first in range(workers)]
@@ -82,6 +88,34 @@ def decode_into(
                     share.result()
         else:
             _run_all(tasks, array)
+
+
+@contextmanager
+def helpers_for(paths: Sequence[Path], *, workers: int | None = None) -> Iterator[DecoderPool | None]:
+    """Give helpers that start while headers are still read, if the first file says that they will be wanted.
+
+    Yields
+    ------
+    DecoderPool or None
+        For `decode_into`; the helpers end with the block.
+    """
+    workers = default_workers() if workers is None else workers
+    if workers > 1 and _are_slow(paths):
+        with DecoderPool(workers) as pool:
+            yield pool
+    else:
+        yield None
+
+
+def _are_slow(paths: Sequence[Path]) -> bool:
+    try:
+        first = read_header(paths[0])
+    except (UndecodableError, OSError):  # told when it is read with the others
+        return False
+    if first.transfer_syntax_uid not in SLOW:
+        return False
+    numbers = [integer(first.attributes, keyword) or 1 for keyword in ("Rows", "Columns", "NumberOfFrames")]
+    return prod(numbers) * len(paths) >= _WORTH_HELPERS
 
 
 def pixel_notes(header: Header, layout: PixelLayout) -> tuple[str, ...]:
@@ -156,10 +190,9 @@ def _run_all(tasks: Sequence[_Task], array: NDArray[np.float32]) -> None:
         task.run(array, buffer)
 
 
-def _by_helpers(tasks: Sequence[_Task], array: NDArray[np.float32], workers: int) -> None:
-    with DecoderPool(workers) as pool:
-        requests = [request for task in tasks for request in task.requests(array)]
-        pool.run(requests)
+def _by_helpers(tasks: Sequence[_Task], array: NDArray[np.float32], workers: int, started: DecoderPool | None) -> None:
+    with nullcontext(started) if started is not None else DecoderPool(workers) as pool:
+        pool.run([request for task in tasks for request in task.requests(array)])
 
 
 def _tasks(headers: Sequence[Header], layouts: Sequence[PixelLayout], slices: Sequence[int]) -> list[_Task]:

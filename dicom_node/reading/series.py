@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
+from dicom_node.codecs.pool import DecoderPool
 from dicom_node.errors import GeometryError, UndecodableError
 from dicom_node.imaging.geometry import Grid, grid_from_frames, shear_degrees, slice_distance_mm
 from dicom_node.imaging.volume import Volume
 from dicom_node.reading.decode import MAX_VOXELS, PixelLayout, check_decodable, pixel_layout
-from dicom_node.reading.decoding import decode_into, pixel_notes
+from dicom_node.reading.decoding import decode_into, helpers_for, pixel_notes
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.enhanced import frames_of, functional_groups
 from dicom_node.reading.header import Attributes, Header, data_set_digest, floats, items, quiet, read_header, text
@@ -139,6 +140,11 @@ def load_volume(paths: Sequence[Path], *, workers: int | None = None, grey_from_
     """
     if not paths:
         raise GeometryError("the series holds no image")
+    with helpers_for(paths, workers=workers) as pool:
+        return _volume(paths, workers, pool, grey_from_colour=grey_from_colour)
+
+
+def _volume(paths: Sequence[Path], workers: int | None, pool: DecoderPool | None, *, grey_from_colour: bool) -> Volume:
     headers = [read_header(path) for path in paths]
     with quiet():
         layouts = [pixel_layout(header, colour=grey_from_colour) for header in headers]
@@ -152,7 +158,7 @@ def load_volume(paths: Sequence[Path], *, workers: int | None = None, grey_from_
         array = np.empty(grid.shape, dtype=np.float32)
         place = np.empty(len(order), dtype=np.intp)
         place[list(order)] = np.arange(len(order))
-        decode_into(array, headers, layouts, place.tolist(), workers=workers)
+        decode_into(array, headers, layouts, place.tolist(), workers=workers, pool=pool)
         array.flags.writeable = False
         return Volume(
             array=array,
