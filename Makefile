@@ -26,7 +26,7 @@ TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
 
 # Test files that run side by side; most of the time they wait for quiet times and foreign programs.
 JOBS ?= 2
-BENCHMARKS ?= receive response send index queue
+BENCHMARKS ?= receive response send index queue load
 
 .PHONY: help demo test test-long bench check run clean peers install-train
 
@@ -47,6 +47,10 @@ $(VENV)/.test: $(PINS) | $(BIN)/python
 
 $(VENV)/.check: $(PINS) | $(BIN)/python
 	$(INSTALL) -e ".[test,check]"
+	@touch $@ $(VENV)/.test $(VENV)/.base
+
+$(VENV)/.bench: $(PINS) | $(BIN)/python
+	$(INSTALL) -e ".[test,bench]"
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 $(VENV)/.train: $(PINS) | $(BIN)/python
@@ -73,7 +77,7 @@ test-long: $(TEST_STAMP) peers
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
 
 # All of them run, whichever misses a target.
-bench: $(TEST_STAMP) peers
+bench: $(VENV)/.bench peers
 	@missed=(); \
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGS) || missed+=("$$name"); done; \
 	if (($${#missed[@]})); then echo "targets missed: $${missed[*]}" >&2; exit 1; fi

@@ -140,7 +140,11 @@ def predict_phantom(phantom: Phantom, manifest: Manifest, engine: OnnxRuntimeEng
             uid_root=f"2.25.{phantom.seed + 1}",
             acquired_at=datetime(2026, 1, 1, tzinfo=UTC),
         )
-        volume = load_volume(study.instances, policy=manifest.input_series[0].policy)
+        volume = load_volume(
+            study.instances,
+            policy=manifest.input_series[0].policy,
+            grey_from_colour=manifest.preprocess.takes_colour,
+        )
     return predict({manifest.input_series[0].role: volume}, manifest, engine, clock=clock)
 
 

@@ -25,6 +25,7 @@ HOMES: dict[str, tuple[str, ...]] = {
     "numpy": EVERYWHERE,  # arrays are vocabulary
     "pydicom": (  # datasets are vocabulary of these
         "dicom_node.reading.*",
+        "dicom_node.codecs.*",
         "dicom_node.filing.*",
         "dicom_node.dimse.*",
         "dicom_node.receive.*",
@@ -46,6 +47,10 @@ HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("dicom_node.cli.*", "model_build.cli.*"),
     "click": ("dicom_node.cli.*", "model_build.cli.*"),
     "rich": ("dicom_node.cli.*", "model_build.cli.*"),
+    "openjpeg": ("dicom_node.codecs.*",),
+    "jpeg_ls": ("dicom_node.codecs.*",),
+    "rle": ("dicom_node.codecs.*",),
+    "gdcm": ("dicom_node.codecs.*",),
     "scipy": ("dicom_node.imaging.*",),
     "skimage": ("dicom_node.imaging.*",),
     "nibabel": ("dicom_node.reading.*",),
@@ -62,6 +67,8 @@ PURE = (
     "dicom_node.lifecycle",
     "dicom_node.plugin_api",
     "dicom_node.imaging.*",
+    "dicom_node.codecs.codestream",
+    "dicom_node.codecs.frame",
     "dicom_node.dimse.command",
     "dicom_node.dimse.pdu",
     "dicom_node.filing.layout",

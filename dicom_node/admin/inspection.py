@@ -129,7 +129,11 @@ def infer(
         for built in build_results(findings, plugin.manifest, read_headers(paths), identity):
             written.append(out / f"{built.kind}.dcm")
             written[-1].write_bytes(encode(built.dataset))
-        volume = load_volume(paths, policy=plugin.manifest.input_series[0].policy)
+        volume = load_volume(
+            paths,
+            policy=plugin.manifest.input_series[0].policy,
+            grey_from_colour=plugin.manifest.preprocess.takes_colour,
+        )
         written += draw_outlines(volume, _drawn(findings, plugin), out)
     return {
         "outcome": findings.outcome,

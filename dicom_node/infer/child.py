@@ -161,8 +161,17 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
         try:
             if engine is None:
                 engine = OnnxRuntimeEngine.load(load_model(plugin.model_path, plugin.model_sha256), threads=threads)
-            policies = {series.role: series.policy for series in plugin.manifest.input_series}
-            volumes = {role: load_volume(paths, policy=policies[role]) for role, paths in request.paths.items()}
+            manifest = plugin.manifest
+            policies = {series.role: series.policy for series in manifest.input_series}
+            volumes = {
+                role: load_volume(
+                    paths,
+                    policy=policies[role],
+                    workers=threads,
+                    grey_from_colour=manifest.preprocess.takes_colour,
+                )
+                for role, paths in request.paths.items()
+            }
             connection.send(predict(volumes, plugin.manifest, engine, clock=SystemClock()))
         except DicomNodeError as error:
             connection.send(Failure(kind=type(error).__name__, message=str(error)))

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from dicom_node.errors import GeometryError, NotApplicableError
 from dicom_node.imaging.geometry import (
@@ -28,8 +27,9 @@ from dicom_node.imaging.geometry import (
 )
 from dicom_node.imaging.stacks import Marks, ReadPolicy, choose_stack
 from dicom_node.reading.decode import PixelLayout, check_decodable, modality_luts, pixel_layout, stored_frames
+from dicom_node.reading.decoding import pixel_notes
 from dicom_node.reading.enhanced import frames_of, functional_groups
-from dicom_node.reading.header import Header, floats, items, read_header, text
+from dicom_node.reading.header import Attributes, Header, floats, items, read_header, text
 from dicom_node.reading.kinds import NUCLEAR_MEDICINE, class_name, refused_kind
 from dicom_node.reading.nuclear import image_type
 from dicom_node.study import Frame
@@ -73,7 +73,7 @@ class Arrangement:
     notes: tuple[str, ...]
 
 
-def arrange(paths: Sequence[Path], policy: ReadPolicy) -> Arrangement:
+def arrange(paths: Sequence[Path], policy: ReadPolicy, *, grey_from_colour: bool = False) -> Arrangement:
     """Return how the files make a volume; their pixels are read only where two images at one place must be compared.
 
     Raises
@@ -89,9 +89,9 @@ def arrange(paths: Sequence[Path], policy: ReadPolicy) -> Arrangement:
         raise GeometryError("the series holds no image")
     headers = [read_header(path) for path in paths]
     for header in headers:
-        if (kind := refused_kind(header.dataset)) is not None:
+        if (kind := refused_kind(header.attributes)) is not None:
             raise GeometryError(f"not read as a volume: {kind}")
-    layouts = [pixel_layout(header) for header in headers]
+    layouts = [pixel_layout(header, colour=grey_from_colour) for header in headers]
     per_file = [_frames(header, layout) for header, layout in zip(headers, layouts, strict=True)]
     frames = [frame for found in per_file for frame in found]
     owners = [number for number, found in enumerate(per_file) for _ in found]
@@ -126,7 +126,7 @@ def arrange(paths: Sequence[Path], policy: ReadPolicy) -> Arrangement:
 
 def _frames(header: Header, layout: PixelLayout) -> tuple[Frame, ...]:
     """Return the frames of one file, one for each image plane in it."""
-    dataset = header.dataset
+    dataset = header.attributes
     if "MOSAIC" in text(dataset, "ImageType").split("\\"):
         raise GeometryError("the images are mosaics (several slices tiled in one image), which are not read")
     frames = frames_of(dataset)
@@ -152,7 +152,7 @@ def _late_marks(header: Header, n_frames: int) -> Marks:
     """Return further marks of a classic image; those of an enhanced one stand in its functional groups."""
     if n_frames > 1:
         return ()
-    return tuple((keyword, found) for keyword in _LATE_MARKS if (found := text(header.dataset, keyword)))
+    return tuple((keyword, found) for keyword in _LATE_MARKS if (found := text(header.attributes, keyword)))
 
 
 def _comparison(
@@ -166,7 +166,7 @@ def _comparison(
         check_decodable(header, layout)
         (stored,) = stored_frames(header, layout, [number])
         out = np.empty(stored.shape, dtype=np.float32)
-        modality_luts(header.dataset, layout.n_frames)[number].apply(stored, out)
+        modality_luts(header.attributes, layout.n_frames)[number].apply(stored, out)
         return out
 
     return lambda one, other: np.array_equal(values(one), values(other))
@@ -220,14 +220,11 @@ def _frames_of_slices(frames: Sequence[Frame], order: Sequence[int | None], grid
 def _notes(header: Header, layout: PixelLayout, grid: Grid) -> tuple[str, ...]:
     """Return in words what was noticed and accepted."""
     notes = []
-    if not text(header.dataset, "SOPInstanceUID"):
+    if not text(header.attributes, "SOPInstanceUID"):
         notes.append("the instances have no SOP Instance UID: results cannot refer to them")
     if grid.shape[0] == 1:
         notes.append(f"a single slice: that it reaches {grid.spacing_mm[0]:g} mm is what SliceThickness says, a hint")
-    notes += _contradictions(header, grid)
-    if layout.photometric_interpretation == "MONOCHROME1":
-        notes.append("MONOCHROME1: values are kept as stored, so high values are shown dark")
-    return tuple(notes)
+    return (*notes, *_contradictions(header, grid), *pixel_notes(header, layout))
 
 
 def _contradictions(header: Header, grid: Grid) -> list[str]:
@@ -255,8 +252,8 @@ def _contradictions(header: Header, grid: Grid) -> list[str]:
     return notes
 
 
-def _measures(header: Header) -> Dataset:
-    return next(iter(functional_groups(header.dataset, "PixelMeasuresSequence")), None) or header.dataset
+def _measures(header: Header) -> Attributes:
+    return next(iter(functional_groups(header.attributes, "PixelMeasuresSequence")), None) or header.attributes
 
 
 def _differs(hint_mm: float, truth_mm: float) -> bool:

@@ -34,11 +34,11 @@ def content_digest(path: Path) -> str:
     with quiet():
         layout = pixel_layout(header)
         check_decodable(header, layout)
-        described = [_place(frame) for frame in frames_of(header.dataset)]
-        modality = text(header.dataset, "Modality")
+        described = [_place(frame) for frame in frames_of(header.attributes)]
+        modality = text(header.attributes, "Modality")
         digest.update(json.dumps([modality, layout.photometric_interpretation, described]).encode())
         stored = stored_frames(header, layout, range(layout.n_frames))
-        for frame, lut in zip(stored, modality_luts(header.dataset, layout.n_frames), strict=True):
+        for frame, lut in zip(stored, modality_luts(header.attributes, layout.n_frames), strict=True):
             values = np.empty(frame.shape, dtype=np.float32)
             lut.apply(frame, values)
             digest.update(repr(frame.shape).encode())

@@ -57,7 +57,7 @@ _PLACE_KEYWORDS = frozenset(
 """Dimensions that say where a frame is, not which stack it belongs to."""
 
 
-def functional_groups(dataset: Dataset, keyword: str) -> list[Dataset | None]:
+def functional_groups(dataset: Attributes, keyword: str) -> list[Dataset | None]:
     """Return, for each frame, the item of a functional group: its own one, else the shared one, else None."""
     shared = next(iter(items(dataset, "SharedFunctionalGroupsSequence")), None)
     return [_group(own, shared, keyword) for own in items(dataset, "PerFrameFunctionalGroupsSequence")]

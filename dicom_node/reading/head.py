@@ -10,9 +10,10 @@ Sources: DICOM PS3.10 7 (file format), PS3.5 6.2 (value representations), 7.1 (d
 
 from __future__ import annotations
 
+import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, NamedTuple
 
@@ -24,7 +25,14 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, Imp
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32, STANDARD_VR
 
 from dicom_node.errors import UndecodableError
-from dicom_node.reading.header import DEFER_BYTES, KEPT_BYTES, PIXEL_KEYWORDS, UNDEFINED_LENGTH, quiet
+from dicom_node.reading.header import (
+    DEFER_BYTES,
+    KEPT_BYTES,
+    PIXEL_KEYWORDS,
+    UNDEFINED_LENGTH,
+    PixelElement,
+    quiet,
+)
 
 _PREFIX_END: Final = 132
 _META_END: Final = 0x00030000
@@ -33,6 +41,9 @@ _CHARACTER_SET: Final = 0x00080005
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
 _SEQUENCE_END: Final = 0xFFFEE0DD
+_FUNCTIONAL_GROUPS: Final = (0x52009229, 0x52009230)
+_FIRST_BYTES: Final = (1 << 14, 1 << 16, 1 << 18, 1 << 22)
+"""How much of a file is looked at for its head, one after the other: most have 2 to 16 kB."""
 _DEEPEST: Final = 16
 """Sequences of undefined length nested deeper than this are left to the library: this walk recurses."""
 
@@ -74,11 +85,16 @@ class Head:
     content: bytes
     """From the preamble on."""
     transfer_syntax_uid: str
-    has_pixels: bool
+    pixels: PixelElement | None
     length: int
     """Of the part of `content` that stands before the pixels."""
     elements: dict[int, _Element]
     """By tag, in the order of the file."""
+
+    @property
+    def has_pixels(self) -> bool:
+        """Return whether pixels follow."""
+        return self.pixels is not None
 
     def __contains__(self, keyword: str) -> bool:
         """Return whether there is such an element."""
@@ -127,18 +143,41 @@ def find_head(content: bytes, *, is_whole: bool) -> Head | None:
         raise UndecodableError("not a DICOM file: the prefix DICM is missing")
     try:
         transfer_syntax_uid, start = _meta(content)
-        elements, end, has_pixels = _elements(content, start, implicit=transfer_syntax_uid == ImplicitVRLittleEndian)
+        elements, end, pixels = _elements(content, start, implicit=transfer_syntax_uid == ImplicitVRLittleEndian)
     except struct.error:  # an element begins before the end of `content` and goes on behind it
         if is_whole:
             raise OddHeadError from None
         return None
-    if not has_pixels and not is_whole:
+    if pixels is None and not is_whole:
         return None
     if end > len(content):
         raise OddHeadError
-    return Head(
-        content=content, transfer_syntax_uid=transfer_syntax_uid, has_pixels=has_pixels, length=end, elements=elements
-    )
+    return Head(content=content, transfer_syntax_uid=transfer_syntax_uid, pixels=pixels, length=end, elements=elements)
+
+
+def head_of(file: int) -> Head | None:
+    """Return the head of the DICOM file behind a descriptor, nothing else of it; None when the library must read it.
+
+    Functional groups are the library's: it parses a sequence once, this walk each time it is asked.
+
+    Raises
+    ------
+    UndecodableError
+        When it is no DICOM file.
+    OSError
+        When it cannot be read.
+    """
+    try:
+        for size in _FIRST_BYTES:
+            content = os.pread(file, size, 0)
+            head = find_head(content, is_whole=len(content) < size)
+            if head is not None:
+                if any(tag in head.elements for tag in _FUNCTIONAL_GROUPS):
+                    return None
+                return replace(head, content=content[: head.length])
+    except OddHeadError:
+        pass
+    return None
 
 
 def _meta(content: bytes) -> tuple[str, int]:
@@ -160,13 +199,15 @@ def _meta(content: bytes) -> tuple[str, int]:
     return transfer_syntax_uid, position
 
 
-def _elements(content: bytes, position: int, *, implicit: bool) -> tuple[dict[int, _Element], int, bool]:
-    """Return the elements up to the pixels, where they end, and whether there are pixels."""
+def _elements(content: bytes, position: int, *, implicit: bool) -> tuple[dict[int, _Element], int, PixelElement | None]:
+    """Return the elements up to the pixels, where they end, and the pixels."""
     elements: dict[int, _Element] = {}
     while position + 8 <= len(content):
         tag, vr, start, length = _element(content, position, implicit=implicit)
         if tag in PIXEL_KEYWORDS:
-            return elements, position, True
+            name = vr.decode() if vr else None
+            pixels = PixelElement(keyword=PIXEL_KEYWORDS[tag], value_offset=start, length=length, vr=name)
+            return elements, position, pixels
         if tag in elements or not _META_END < tag < _ITEM:
             raise OddHeadError
         position = start + length
@@ -174,7 +215,7 @@ def _elements(content: bytes, position: int, *, implicit: bool) -> tuple[dict[in
             end, position = _sequence(content, tag, vr, start, 0)
             length = end - start
         elements[tag] = _Element(vr, start, length)
-    return elements, max(position, len(content)), False
+    return elements, max(position, len(content)), None
 
 
 def _element(content: bytes, position: int, *, implicit: bool) -> tuple[int, bytes | None, int, int]:

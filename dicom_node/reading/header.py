@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -26,7 +28,7 @@ from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_partial
 from pydicom.tag import BaseTag
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ExplicitVRLittleEndian
 
 from dicom_node.errors import UndecodableError
 from dicom_node.study import DicomJson
@@ -59,12 +61,26 @@ VALUE_ERRORS = (*PARSE_ERRORS, OSError)
 UNDEFINED_LENGTH = 0xFFFFFFFF
 PIXEL_KEYWORDS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 """By tag."""
+_NEW_SYNTAXES = {
+    "1.2.840.10008.1.2.4.110": "JPEG XL Lossless",
+    "1.2.840.10008.1.2.4.111": "JPEG XL JPEG Recompression",
+    "1.2.840.10008.1.2.4.112": "JPEG XL",
+    "1.2.840.10008.1.2.4.204": "JPIP HTJ2K Referenced",
+    "1.2.840.10008.1.2.4.205": "JPIP HTJ2K Referenced Deflate",
+    "1.2.840.10008.1.2.8.1": "Deflated Image Frame Compression",
+}
+"""Names of PS3.6 Annex A that the library's dictionary lacks."""
 _PER_FRAME_GROUPS = 0x52009230
 DEFER_BYTES = 1 << 16
 """Values above this are left in the file until they are asked for."""
 KEPT_BYTES = 4096
 """Values above this are bulk data (tables, overlays, vendors' blobs): no rule asks for them."""
 _HASH_BLOCK = 1 << 20
+_META_BYTES = 4096
+"""More than the file meta information of nearly every file."""
+_DEFLATED_UID = DeflatedExplicitVRLittleEndian.encode()
+_INFLATED_ALWAYS_BYTES, _INFLATED_BYTES, _INFLATED_TIMES = 1 << 26, 1 << 30, 100
+"""A deflated data set may grow to 64 MiB, and beyond to a hundred times its size, up to 1 GiB: as on receiving."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,26 +89,46 @@ class PixelElement:
 
     keyword: str
     """PixelData, FloatPixelData or DoubleFloatPixelData."""
-    value_offset: int | None
-    """Of the first byte of the value in the file; None in a deflated file."""
+    value_offset: int
+    """Of the first byte of the value in the file; in a deflated one, in what `inflated` gives of it."""
     length: int
     """As declared; `UNDEFINED_LENGTH` when encapsulated."""
+    vr: str | None
+    """None in implicit VR."""
 
 
-@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Header:
     """All that stands before the pixels of one file."""
 
     path: Path
-    dataset: Dataset
-    """With its file meta information, without pixel data; large values are read when they are asked for."""
+    attributes: Attributes
+    """What asks little of many files takes: their elements as they were found, parsed when they are asked for."""
     transfer_syntax_uid: str
     pixels: PixelElement | None
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Parse all of it: with file meta information, without pixel data; large values are read when asked for.
+
+        Raises
+        ------
+        UndecodableError
+            When it cannot be parsed.
+        OSError
+            When the file cannot be read.
+        """
+        return self.attributes if isinstance(self.attributes, Dataset) else _by_library(self.path)[0]
+
+    @property
+    def is_big_endian(self) -> bool:
+        """Return whether numbers stand with their high byte first."""
+        return self.transfer_syntax_uid == ExplicitVRBigEndian
 
     @property
     def transfer_syntax_name(self) -> str:
         """Return the name of the transfer syntax with its UID: what a reason shows."""
-        name = UID(self.transfer_syntax_uid).name
+        name = _NEW_SYNTAXES.get(self.transfer_syntax_uid) or UID(self.transfer_syntax_uid).name
         return name if name == self.transfer_syntax_uid else f"{name} ({self.transfer_syntax_uid})"
 
 
@@ -124,9 +160,20 @@ def read_header(path: Path) -> Header:
     OSError
         When the file cannot be opened or read.
     """
+    from dicom_node.reading.head import head_of  # which reads values as this module tells it to
+
+    with path.open("rb", buffering=0) as file:
+        head = head_of(file.fileno())
+    if head is not None:
+        syntax, pixels = head.transfer_syntax_uid, head.pixels
+        return Header(path=path, attributes=head, transfer_syntax_uid=syntax, pixels=pixels)
+    dataset, syntax, pixels = _by_library(path)
+    return Header(path=path, attributes=dataset, transfer_syntax_uid=syntax, pixels=pixels)
+
+
+def _by_library(path: Path) -> tuple[Dataset, str, PixelElement | None]:
     with path.open("rb") as file:
-        dataset, transfer_syntax_uid, pixels = parse(file, defer_bytes=DEFER_BYTES)
-    return Header(path=path, dataset=dataset, transfer_syntax_uid=transfer_syntax_uid, pixels=pixels)
+        return parse(file, defer_bytes=DEFER_BYTES)
 
 
 def parse(file: BinaryIO, *, defer_bytes: int | None = None) -> tuple[Dataset, str, PixelElement | None]:
@@ -139,6 +186,7 @@ def parse(file: BinaryIO, *, defer_bytes: int | None = None) -> tuple[Dataset, s
     OSError
         When the file cannot be read.
     """
+    file, is_deflated = _without_deflation(file)
     seen: list[tuple[int, str | None, int]] = []
 
     def at_pixels(tag: BaseTag, vr: str | None, length: int) -> bool:
@@ -161,18 +209,52 @@ def parse(file: BinaryIO, *, defer_bytes: int | None = None) -> tuple[Dataset, s
             raise UndecodableError("the header cannot be parsed (it ends early)") from error
     if not transfer_syntax_uid:
         raise UndecodableError("the file meta information names no transfer syntax")
+    if is_deflated:
+        transfer_syntax_uid = DeflatedExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     pixels = None
     if seen:
-        in_file = transfer_syntax_uid != DeflatedExplicitVRLittleEndian
-        pixels = _pixel_element(*seen[0], file.tell() if in_file else None)
+        tag, vr, length = seen[0]
+        # The value begins after 8 bytes, or 12 in explicit VR with a 32-bit length (PS3.5 7.1).
+        offset = file.tell() + (8 if vr is None else 12)
+        pixels = PixelElement(keyword=PIXEL_KEYWORDS[tag], value_offset=offset, length=length, vr=vr)
     return dataset, transfer_syntax_uid, pixels
 
 
-def _pixel_element(tag: int, vr: str | None, length: int, element_offset: int | None) -> PixelElement:
-    """Return where the value begins: after 8 bytes, or 12 in explicit VR with a 32-bit length (PS3.5 7.1)."""
-    head = 8 if vr is None else 12
-    offset = None if element_offset is None else element_offset + head
-    return PixelElement(keyword=PIXEL_KEYWORDS[tag], value_offset=offset, length=length)
+def _without_deflation(file: BinaryIO) -> tuple[BinaryIO, bool]:
+    """Return the file, inflated if it is deflated, and whether it was: the library would inflate whatever comes."""
+    beginning = file.read(_META_BYTES)
+    file.seek(0)
+    if _DEFLATED_UID not in beginning:
+        return file, False
+    content = inflated(file)
+    return (file, False) if content is None else (BytesIO(content), True)
+
+
+def inflated(file: BinaryIO) -> bytes | None:
+    """Return the content of a deflated file as it would be in Explicit VR Little Endian; None when it is not deflated.
+
+    Raises
+    ------
+    UndecodableError
+        When it cannot be inflated, or grows beyond what an image of its size can be.
+    OSError
+        When the file cannot be read.
+    """
+    offset = _data_set_offset(file)
+    file.seek(0)
+    meta, body = file.read(offset), file.read()
+    if _DEFLATED_UID not in meta:
+        return None
+    limit = max(_INFLATED_ALWAYS_BYTES, min(_INFLATED_BYTES, len(body) * _INFLATED_TIMES))
+    try:
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(body, limit + 1)
+    except zlib.error as error:
+        raise UndecodableError("the deflated data set cannot be inflated; the file is damaged") from error
+    if len(content) > limit:
+        raise UndecodableError(f"the deflated data set of {len(body)} bytes grows beyond {limit} bytes")
+    explicit = ExplicitVRLittleEndian.encode().ljust(len(_DEFLATED_UID), b"\0")
+    return meta.replace(_DEFLATED_UID, explicit) + content
 
 
 def text(dataset: Attributes, keyword: str, default: str = "") -> str:

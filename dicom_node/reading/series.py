@@ -21,7 +21,7 @@ from dicom_node.imaging.stacks import ReadPolicy
 from dicom_node.imaging.volume import Volume
 from dicom_node.reading.arrangement import arrange
 from dicom_node.reading.decode import MAX_VOXELS, check_decodable
-from dicom_node.reading.decoding import decode_into
+from dicom_node.reading.decoding import decode_into, helpers_for
 from dicom_node.reading.description import describe_any
 from dicom_node.reading.header import data_set_digest, quiet, read_header, text
 from dicom_node.reading.intensity import intensity_of
@@ -117,7 +117,13 @@ def read_headers(paths: Sequence[Path]) -> list[Dataset]:
     return [read_header(path).dataset for path in paths]
 
 
-def load_volume(paths: Sequence[Path], *, workers: int = 1, policy: ReadPolicy = DEFAULT_POLICY) -> Volume:
+def load_volume(
+    paths: Sequence[Path],
+    *,
+    workers: int | None = None,
+    policy: ReadPolicy = DEFAULT_POLICY,
+    grey_from_colour: bool = False,
+) -> Volume:
     """Return the volume that the files make: decoded, in the unit of the modality, sorted along the normal.
 
     Parameters
@@ -125,10 +131,12 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1, policy: ReadPolicy =
     paths
         All instances of one series, in any order: classic ones, or one or more enhanced ones.
     workers
-        Threads that decode; more than one helps where codecs let go of the interpreter.
+        Threads or processes that decode; as many as there are processors, at most four, when not given.
     policy
         What may become a volume: which of several stacks, how many missing slices may be filled, from how many slices
         on. A plugin's is `InputSeries.policy`.
+    grey_from_colour
+        Whether colours become their luminance (`colour.luminance`); otherwise colour is refused.
 
     Raises
     ------
@@ -139,23 +147,26 @@ def load_volume(paths: Sequence[Path], *, workers: int = 1, policy: ReadPolicy =
     NotApplicableError
         When they make none that the policy takes.
     """
-    with quiet():
-        plan = arrange(paths, policy)
+    with helpers_for(paths, workers=workers) as pool, quiet():
+        plan = arrange(paths, policy, grey_from_colour=grey_from_colour)
         if np.prod(plan.grid.shape, dtype=np.int64) > MAX_VOXELS:
             raise UndecodableError(f"a volume of {plan.grid.shape} voxels is more than the {MAX_VOXELS} that are read")
         for header, layout in zip(plan.headers, plan.layouts, strict=True):
             check_decodable(header, layout)
         array = np.empty(plan.grid.shape, dtype=np.float32)
-        decode_into(array, plan.headers, plan.layouts, plan.slices, workers=workers)
+        decode_into(array, plan.headers, plan.layouts, plan.slices, workers=workers, pool=pool)
         for gap in plan.gaps:
             gap.fill(array)
         array.flags.writeable = False
-        intensity, remarks = intensity_of([header.dataset for header in plan.headers])
+        modality = text(plan.headers[0].attributes, "Modality")
+        # Of PET each image counts; a whole data set is parsed for nothing else.
+        telling = plan.headers if modality == "PT" else plan.headers[:1]
+        intensity, remarks = intensity_of([header.dataset for header in telling])
         return Volume(
             array=array,
             grid=plan.grid,
             frames=plan.frames,
-            modality=text(plan.headers[0].dataset, "Modality"),
+            modality=modality,
             notes=plan.notes + remarks,
             intensity=intensity,
         )
@@ -180,7 +191,7 @@ def plane_notes(paths: Sequence[Path]) -> tuple[str, ...]:
         except UndecodableError:
             continue
         with quiet():
-            note = plane_note(header.dataset)
+            note = plane_note(header.attributes)
         if note is not None:
             notes[note] = None
     return tuple(notes)

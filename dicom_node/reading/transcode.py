@@ -15,7 +15,9 @@ Sources: DICOM PS3.5 8.1 (pixel data), 8.2 (compressed), A.1, A.2 and A.3 (encod
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, Final
 
 import numpy as np
@@ -25,19 +27,29 @@ from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.filebase import DicomFileLike
 from pydicom.filewriter import write_dataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import decompress
 from pydicom.uid import (
+    HTJ2K,
+    JPEG2000,
     UID,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     JPEGLSNearLossless,
+    RLELossless,
 )
 
 from dicom_node.errors import UndecodableError
-from dicom_node.reading.decode import MAX_VOXELS, NATIVE, usable_plugins
+from dicom_node.reading.decode import MAX_VOXELS, NATIVE
 from dicom_node.reading.header import PARSE_ERRORS, integer, quiet, text
 
 _ENCAPSULATED_UNCOMPRESSED: Final = "1.2.840.10008.1.2.1.98"
@@ -49,6 +61,23 @@ _LOSSY_METHODS: Final = {
     JPEGLSNearLossless: "ISO_14495_1",
 }
 """Transfer syntaxes that lose something, and the term for it (PS3.3 C.7.6.1.1.5.1). JPEG 2000 may have lost nothing."""
+_PLUGINS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        JPEGBaseline8Bit: ("gdcm", "pillow"),
+        JPEGExtended12Bit: ("gdcm", "pillow"),
+        JPEGLossless: ("gdcm",),
+        JPEGLosslessSV1: ("gdcm",),
+        JPEGLSLossless: ("pyjpegls", "gdcm"),
+        JPEGLSNearLossless: ("pyjpegls", "gdcm"),
+        JPEG2000Lossless: ("pylibjpeg", "gdcm"),
+        JPEG2000: ("pylibjpeg", "gdcm"),
+        HTJ2KLossless: ("pylibjpeg",),
+        HTJ2KLosslessRPCL: ("pylibjpeg",),
+        HTJ2K: ("pylibjpeg",),
+        RLELossless: ("pylibjpeg", "pydicom"),
+    }
+)
+"""pydicom's decoding plugins by transfer syntax, first choice first; each has a permissive licence."""
 _WORD_BYTES: Final = {"OW": 2, "OF": 4, "OL": 4, "OD": 8, "OV": 8}
 """VRs whose values pydicom leaves as bytes, and how long their words are (PS3.5 6.2)."""
 
@@ -99,10 +128,21 @@ def _make_plain(dataset: FileDataset, syntax: UID) -> None:
             dataset.LossyImageCompression, dataset.LossyImageCompressionMethod = "01", _LOSSY_METHODS[syntax]
 
 
+def _usable_plugins(syntax: UID) -> tuple[str, ...]:
+    """Return the plugins that may decode a transfer syntax and are installed, first choice first."""
+    allowed = _PLUGINS.get(syntax, ())
+    available = get_decoder(syntax).available_plugins if allowed else ()
+    usable = tuple(plugin for plugin in allowed if plugin in available)
+    if not usable:
+        words = syntax.name if syntax.name == syntax else f"{syntax.name} ({syntax})"
+        raise UndecodableError(f"the transfer syntax {words} cannot be decoded here; send the images uncompressed")
+    return usable
+
+
 def _decode(dataset: FileDataset, syntax: UID) -> None:
     """Decode all frames by the first plugin that can."""
     failures = []
-    for plugin in usable_plugins(syntax):
+    for plugin in _usable_plugins(syntax):
         try:
             decompress(
                 dataset,
