@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -33,6 +34,8 @@ from dicom_node.study import Frame
 SamePixels: TypeAlias = Callable[[int, int], bool]
 """Whether two frames, by their index, show the same values."""
 Marks: TypeAlias = tuple[tuple[str, str], ...]
+LateMarks: TypeAlias = Callable[[int], Marks]
+"""Marks of a frame, by its index, that cost a look into its header."""
 
 _ORDER = (
     *("ComplexImageComponent", "ImageType", "FrameType", "StackID"),
@@ -123,14 +126,15 @@ class Choice:
 
 
 def choose_stack(
-    frames: Sequence[Frame], policy: ReadPolicy, *, late: Sequence[Marks] = (), same_pixels: SamePixels | None = None
+    frames: Sequence[Frame], policy: ReadPolicy, *, late: LateMarks | None = None, same_pixels: SamePixels | None = None
 ) -> Choice:
     """Return the one stack of a series that is read, and what was left out in words.
 
     Parameters
     ----------
     late
-        Further marks of each frame, which do not belong to its identity: ContentTime, InstanceNumber, SliceThickness.
+        Further marks of a frame, which do not belong to its identity: ContentTime, InstanceNumber, SliceThickness.
+        Asked only where frames make no regular stack.
     same_pixels
         None: no two frames are copies.
 
@@ -141,10 +145,10 @@ def choose_stack(
     NotApplicableError
         When no stack has what the plugin demands, or the one that is meant has too few slices.
     """
-    stacks = split_stacks(frames, missing_slices=policy.missing_slices, late=late, same_pixels=same_pixels)
+    sheet = _Sheet(frames, late, policy.missing_slices)
+    stacks = _stacks(sheet, same_pixels)
     if len(stacks) > 1 and policy.stacks == "refuse":
         raise GeometryError(f"{_listed(stacks, frames)}; this plugin reads series of one stack only")
-    sheet = _Sheet(frames, late, policy.missing_slices)
     wanted = _demanded(stacks, sheet, policy.preferences)
     candidates = _preferred(_main_kind(wanted, frames), sheet, policy.preferences)
     chosen = min(candidates, key=lambda stack: (-len(stack.members), _natural(stack), _uids(stack, frames)))
@@ -163,16 +167,19 @@ def split_stacks(
     frames: Sequence[Frame],
     *,
     missing_slices: int = 0,
-    late: Sequence[Marks] = (),
+    late: LateMarks | None = None,
     same_pixels: SamePixels | None = None,
 ) -> tuple[Stack, ...]:
     """Return the stacks that the frames make, each a candidate for `grid_from_frames`; no frame is in two.
 
     A stack that is not regular and that nothing splits further stays as it is.
     """
-    sheet = _Sheet(frames, late, missing_slices)
+    return _stacks(_Sheet(frames, late, missing_slices), same_pixels)
+
+
+def _stacks(sheet: _Sheet, same_pixels: SamePixels | None) -> tuple[Stack, ...]:
     stacks = []
-    for number, members in enumerate(_kinds(frames)):
+    for number, members in enumerate(_kinds(sheet.frames)):
         stacks += _split(sheet, Stack(members=members, kind=number), same_pixels)
     return tuple(stacks)
 
@@ -209,12 +216,18 @@ def _same_spacing(one: tuple[float, float], other: tuple[float, float]) -> bool:
 class _Sheet:
     """What is asked of frames again and again: their marks, their place along the normal, whether they are regular."""
 
-    def __init__(self, frames: Sequence[Frame], late: Sequence[Marks], missing_slices: int) -> None:
+    def __init__(self, frames: Sequence[Frame], late: LateMarks | None, missing_slices: int) -> None:
         self.frames = frames
         self._missing_slices = missing_slices
-        self._marks = [
-            {keyword: _canonical(keyword, text) for keyword, text in (*frame.stack, *more)}
-            for frame, more in zip(frames, late or [()] * len(frames), strict=True)
+        self._late = late
+
+    @cached_property
+    def _marks(self) -> list[dict[str, str]]:
+        """Return the marks of every frame; most series are one regular stack, and nobody asks."""
+        late = self._late or (lambda _: ())
+        return [
+            {keyword: _canonical(keyword, text) for keyword, text in (*frame.stack, *late(index))}
+            for index, frame in enumerate(self.frames)
         ]
 
     def value(self, index: int, keyword: str) -> str:

@@ -98,7 +98,7 @@ def arrange(paths: Sequence[Path], policy: ReadPolicy, *, grey_from_colour: bool
     choice = choose_stack(
         frames,
         policy,
-        late=[_late_marks(headers[owner], len(per_file[owner])) for owner in owners],
+        late=lambda index: _late_marks(headers[owners[index]], len(per_file[owners[index]])),
         same_pixels=_comparison(headers, layouts, frames, owners),
     )
     first = headers[owners[choice.members[0]]]

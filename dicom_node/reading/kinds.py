@@ -59,12 +59,12 @@ _CAPTURES = ("7",)
 def refused_kind(dataset: Attributes) -> str | None:
     """Return why an object of this SOP class is never a stack of slices, in words; None when it may be one."""
     suffix = _suffix(dataset)
-    n_frames = integer(dataset, "NumberOfFrames") or 1
     if suffix in _PROJECTIONS:
+        n_frames = integer(dataset, "NumberOfFrames") or 1
         follow = f" of {n_frames} frames, which follow in time" if n_frames > 1 else ""
         return f"{_PROJECTIONS[suffix]}{follow}: a projection, no slice of a volume"
     if suffix in _ULTRASOUND:
-        if n_frames > 1:
+        if (n_frames := integer(dataset, "NumberOfFrames") or 1) > 1:
             return f"an ultrasound cine of {n_frames} frames, which follow in time and make no volume"
         return "an ultrasound image, whose place in the patient is not known"
     if suffix in _OTHERS:

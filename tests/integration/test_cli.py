@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import DigitalXRayImageStorageForPresentation, EnhancedSRStorage, MediaStorageDirectoryStorage
 
 from dicom_node.ids import process_identity
 from dicom_node.reading.synthetic import write_series
@@ -106,6 +106,48 @@ def test_inspect_names_each_file_that_is_none(dicom_node, tmp_path):
     nameless = [entry["refused"] for entry in said.json if not entry["series_instance_uid"]]
     assert ["notes.txt", "header.dcm"] == [reason.partition(":")[0] for reason in nameless]
     assert 0 == dicom_node("inspect", tmp_path / "study").status
+
+
+def test_inspect_says_what_images_are_that_make_no_volume(dicom_node, tmp_path):
+    """A radiograph is refused by its name, and what its pixels measure is said; a report is named, too."""
+    for file in head_mr(tmp_path / "study", slices=1):
+        ds = pydicom.dcmread(file)
+        ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+        ds.Modality, ds.ImagerPixelSpacing = "DX", [0.2, 0.2]
+        del ds.PixelSpacing
+        ds.save_as(file)
+    (path,) = head_mr(tmp_path / "study" / "report", slices=1, series="1.2.3.2")
+    ds = pydicom.dcmread(path)
+    ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedSRStorage
+    del ds.PixelData
+    ds.save_as(path)
+    radiograph, report = dicom_node("inspect", tmp_path / "study", "--json").json
+    assert (None, "not read as a volume: a digital radiograph (DX): a projection, no slice of a volume") == (
+        radiograph["volume"],
+        radiograph["refused"],
+    )
+    at_detector = "pixels are 0.2 x 0.2 mm at the detector (Imager Pixel Spacing): everything in the patient is smaller"
+    assert [f"{at_detector} than it measures"] == radiograph["notes"]
+    assert "the series has no images; it holds: Enhanced SR" == report["refused"]
+
+
+def test_inspect_shows_a_single_slice_that_no_plugin_takes(dicom_node, tmp_path):
+    """People see it, with its depth as a hint; a plugin for volumes does not get it."""
+    head_mr(tmp_path / "study", slices=1)
+    (series,) = dicom_node("inspect", tmp_path / "study", "--json").json
+    assert ([1, 8, 8], None) == (series["volume"]["shape"], series["refused"])
+    assert ["a single slice: that it reaches 3 mm is what SliceThickness says, a hint"] == series["notes"]
+    assert {False} == {verdict["eligible"] for verdict in series["plugins"].values()}
+
+
+def test_inspect_asks_each_plugin_by_its_own_policy(dicom_node, tmp_path):
+    """Seventy slices with one missing: refused for everybody, and by brain_mask for that very reason."""
+    files = head_mr(tmp_path / "study", slices=70)
+    files[30].unlink()
+    (series,) = dicom_node("inspect", tmp_path / "study", "--json").json
+    assert series["refused"].startswith("a slice is missing")
+    verdict = series["plugins"]["brain_mask"]
+    assert (False, series["refused"]) == (verdict["eligible"], verdict["reason"])
 
 
 def test_inspect_writes_the_volume(dicom_node, tmp_path):

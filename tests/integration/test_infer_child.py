@@ -34,6 +34,7 @@ demonstrator = true
 [[input_series]]
 role = "ct"
 min_slices = 2
+missing_slices = 1
 match = [{{ keyword = "Modality", equals = "CT" }}]
 [[input]]
 tensor = "image"
@@ -185,6 +186,18 @@ def test_a_warm_child_answers_again(plugin, request_):
     assert peers.eventually(lambda: not warm.is_alive)
 
 
+def test_the_child_reads_by_the_policy_of_its_plugin(plugin, child, request_):
+    """A missing slice is interpolated where the plugin allows one, and the answer says so; two are refused."""
+    running = child(plugin(_above(50.0)))
+    paths = request_.paths["ct"]
+    answer = running.run(Request(paths={"ct": (*paths[:3], *paths[4:])}))
+    assert ("result", 120) == (answer.outcome, answer.findings[0].measurements.n_voxels)
+    assert [3] == [z for z, frame in enumerate(answer.frames) if frame.interpolated]
+    assert any(note.startswith("slice 4 of 6 is missing and interpolated") for note in answer.notes)
+    with pytest.raises(GeometryError, match="2 slices are missing"):
+        running.run(Request(paths={"ct": (*paths[:2], *paths[4:])}))
+
+
 def test_the_time_limit_ends_the_child(plugin, child, request_):
     """A network that never answers is killed at its plugin's limit, which is not retried."""
     running = child(plugin(_endless(), time_s=3.0))
@@ -225,10 +238,10 @@ def test_a_job_that_is_taken_away_ends_the_child(plugin, child, request_):
 
 
 def test_errors_keep_their_class_and_the_child_its_life(plugin, child, request_, tmp_path):
-    """A missing slice is a GeometryError on this side too, and the next study is answered by the same process."""
+    """Two missing slices are a GeometryError on this side too, and the next study is answered by the same process."""
     running = child(plugin(_above(50.0)))
     pid = running.pid
-    gap = Request(paths={"ct": tuple(path for n, path in enumerate(request_.paths["ct"]) if n != 3)})
+    gap = Request(paths={"ct": tuple(path for n, path in enumerate(request_.paths["ct"]) if n not in (2, 3))})
     with pytest.raises(GeometryError):
         running.run(gap)
     assert "result" == running.run(request_).outcome

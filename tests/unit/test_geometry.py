@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dicom_node.errors import GeometryError
-from dicom_node.imaging.geometry import Grid, grid_from_frames, shear_degrees, slice_distance_mm
+from dicom_node.imaging.geometry import (
+    Grid,
+    frame_between,
+    grid_from_frames,
+    same_position_mm,
+    shear_degrees,
+    single_slice_grid,
+    slice_distance_mm,
+)
 from dicom_node.study import Frame
 
 AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -87,6 +95,77 @@ def test_world_and_voxel_are_inverse(affine: NDArray[np.float64], voxel: tuple[f
     """A voxel's place in mm leads back to the voxel."""
     grid = Grid(shape=(2, 2, 2), affine_lps=affine)
     np.testing.assert_allclose(grid.to_voxel(grid.to_world(np.array(voxel))), voxel, rtol=0, atol=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(affine=affines(), place=st.tuples(*[st.floats(-1000, 1000)] * 3))
+def test_a_place_in_the_patient_survives_the_way_through_voxels(
+    affine: NDArray[np.float64], place: tuple[float, float, float]
+) -> None:
+    """World to voxel to world, to a millionth of a millimetre, by the grid that the frames make."""
+    grid, _ = grid_from_frames(frames_on(affine, 3))
+    np.testing.assert_allclose(grid.to_world(grid.to_voxel(np.array(place))), place, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(grid.to_world(np.array([4.0, 3.0, 2.0])), affine[:3] @ [4, 3, 2, 1], rtol=0, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    affine=affines(),
+    lost=st.sets(st.integers(1, 8), max_size=4),
+    order=st.permutations(range(10)),
+)
+def test_lost_slices_leave_their_places_empty(affine: NDArray[np.float64], lost: set[int], order: list[int]) -> None:
+    """The grid is that of the whole stack, whichever slices within it are missing, and the frames stand at theirs."""
+    frames = frames_on(affine, 10)
+    kept = [z for z in order if z not in lost]
+    grid, found = grid_from_frames([frames[z] for z in kept], missing_slices=len(lost))
+    assert (10, 4, 5) == grid.shape
+    assert [None if z in lost else z for z in range(10)] == [None if at is None else kept[at] for at in found]
+    np.testing.assert_allclose(grid.affine_lps, affine, rtol=0, atol=1e-6)
+    for z in lost:
+        between = frame_between(frames[0], grid, z)
+        assert between.interpolated
+        np.testing.assert_allclose(between.position_mm, frames[z].position_mm, rtol=0, atol=1e-5)
+
+
+def test_more_slices_are_missing_than_may_be() -> None:
+    """The allowance is for the whole stack, not for each gap."""
+    with pytest.raises(GeometryError, match=r"2 slices are missing \(first of 2 gaps"):
+        grid_from_frames(axial(0, 2, 6, 8, 12, 14, 16), missing_slices=1)
+    with pytest.raises(GeometryError, match="irregular distances"):
+        grid_from_frames(axial(0, 2, 4.4, 6), missing_slices=9)
+
+
+def test_a_single_slice_is_as_thick_as_it_is_said_to_be() -> None:
+    """Its step is the normal times the thickness."""
+    grid = single_slice_grid(frame((10.0, 20.0, 5.0), orientation=(-1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), 7.0)
+    assert (1, 4, 5) == grid.shape
+    np.testing.assert_array_equal(
+        [[-3, 0, 0, 10], [0, 2, 0, 20], [0, 0, -7, 5], [0, 0, 0, 1]], np.round(grid.affine_lps, 12)
+    )
+
+
+@pytest.mark.parametrize(
+    ("along", "expected_mm"),
+    [
+        ([0, 3, 6, 9], 0.02),
+        ([0, 0.01, 3, 3.01, 6, 6.01], 0.02),  # each slice twice, a rounding apart
+        ([0, 0, 0, 0, 3, 3, 3, 3], 0.02),
+        ([0, 0.05, 0.1, 0.15], 0.005),  # slices of 50 micrometres
+        ([5], 0.001),
+    ],
+)
+def test_one_position_is_a_rounding_and_never_a_slice(along: list[float], expected_mm: float) -> None:
+    """Twice a rounding to 0.01 mm, but a tenth of the distance where slices are thinner than that."""
+    assert expected_mm == pytest.approx(same_position_mm(np.array(along, dtype=float)))
+
+
+def test_two_distances_are_named_with_their_numbers() -> None:
+    """Half of a head at 4 mm, half at 7 mm: both distances stand in the reason."""
+    with pytest.raises(
+        GeometryError, match=r"irregular distances of 4\.000 to 7\.000 mm \(3 of 4\.000, 3 of 7\.000 mm\)"
+    ):
+        grid_from_frames(axial(0, 4, 8, 12, 19, 26, 33))
 
 
 def test_pixel_spacing_is_rows_then_columns() -> None:

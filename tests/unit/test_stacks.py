@@ -43,7 +43,7 @@ def stack(*z_mm: float, **changes: Any) -> list[Frame]:
 
 def chosen(frames: Sequence[Frame], **changes: Any) -> Choice:
     """Return the choice with a policy of these values."""
-    late = changes.pop("late", ())
+    late = changes.pop("late", None)
     same_pixels = changes.pop("same_pixels", None)
     return choose_stack(frames, ReadPolicy(**changes), late=late, same_pixels=same_pixels)
 
@@ -163,14 +163,14 @@ def test_whole_sweeps_after_each_other_are_phases(keyword: str) -> None:
     """Two sweeps over the same places, told only by time or number: the first is read."""
     frames = [frame(z, k) for k, z in enumerate((0, 2, 4, 0, 2, 4))]
     late: list[Marks] = [((keyword, str(120000 + k)),) for k in range(6)]
-    assert (0, 1, 2) == chosen(frames, late=late).members
+    assert (0, 1, 2) == chosen(frames, late=late.__getitem__).members
 
 
 def test_pairs_of_neighbours_are_no_sweeps() -> None:
     """Positions rounded to whole millimetres fall together in pairs: numbers in turn make no two stacks of them."""
     frames = [frame(z, k) for k, z in enumerate((0, 0, 1, 1, 2, 2))]
     late: list[Marks] = [(("InstanceNumber", str(k)),) for k in range(6)]
-    choice = chosen(frames, late=late)
+    choice = chosen(frames, late=late.__getitem__)
     assert 6 == len(choice.members)
 
 
