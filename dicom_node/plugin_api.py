@@ -468,7 +468,7 @@ class Manifest(Table):
             held = held_voxels(shape, window, run.window_overlap, run.batch) if window else math.prod(shape)
         return peak_bytes(
             grid.shape,
-            largest_voxels=plan.largest_voxels,
+            preparing_bytes=plan.preparing_bytes,
             prepared=shape,
             n_classes=len(self.output[0].classes),
             held_voxels=held,

@@ -13,14 +13,16 @@ from typing import TypeAlias
 
 from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.preprocess import oriented_grid, padded_shape, right_angled
-from dicom_node.imaging.steps import CropForeground, Fit, Orient, Pad, Resample, Step
+from dicom_node.imaging.steps import CropForeground, Enhance, Fit, Orient, Pad, Resample, Step
 
 Shape: TypeAlias = tuple[int, int, int]
 
 _READING = 9
 """Bytes a voxel of the source while it is read: twice the float32 volume and a little."""
-_PREPARING = 12
-"""Bytes a voxel of the largest prepared array: a step's input and result, and a copy that percentiles sort."""
+_PREPARING = 16
+"""Bytes a voxel of the larger of a step's input and result: both, and copies that are smoothed or sorted."""
+_EQUALISING = 64
+"""The same for contrast-limited equalisation of a whole volume, which scikit-image does in float64 (measured)."""
 _RETURNING = 6
 """Bytes a voxel of the source on the way back: a label and the winner's probability."""
 _FLOAT = 4
@@ -30,16 +32,17 @@ _FLOAT = 4
 class Planned:
     """What the steps will make of a grid."""
 
-    largest_voxels: int
-    """Of the largest array on the way, the source included."""
+    preparing_bytes: int
+    """At the peak of all steps, the source volume not counted."""
     shape: Shape | None
     """Of the prepared array; None when that depends on the values (`crop_foreground`)."""
 
 
 def planned(grid: Grid, steps: Sequence[Step]) -> Planned:
     """Return how large the arrays become that `prepare` makes of a volume on `grid`."""
-    largest, is_known = math.prod(grid.shape), True
+    peak, is_known = 0, True
     for step in steps:
+        before = math.prod(grid.shape)
         if isinstance(step, Orient):
             grid = oriented_grid(grid, step.axes)
         elif isinstance(step, Resample):
@@ -50,12 +53,13 @@ def planned(grid: Grid, steps: Sequence[Step]) -> Planned:
             grid = Grid(shape=padded_shape(grid.shape, step), affine_lps=grid.affine_lps)
         elif isinstance(step, CropForeground):
             is_known = False
-        largest = max(largest, math.prod(grid.shape))
-    return Planned(largest_voxels=largest, shape=grid.shape if is_known else None)
+        costly = isinstance(step, Enhance) and (step.method, step.scope) == ("clahe", "volume")
+        peak = max(peak, (_EQUALISING if costly else _PREPARING) * max(before, math.prod(grid.shape)))
+    return Planned(preparing_bytes=peak, shape=grid.shape if is_known else None)
 
 
 def peak_bytes(
-    source: Shape, *, largest_voxels: int, prepared: Shape | None, n_classes: int, held_voxels: int, network_bytes: int
+    source: Shape, *, preparing_bytes: int, prepared: Shape | None, n_classes: int, held_voxels: int, network_bytes: int
 ) -> int:
     """Return about how many bytes a job takes at its peak.
 
@@ -69,7 +73,7 @@ def peak_bytes(
         Of one run (`Engine.memory_bytes`); 0 where the model is not loaded.
     """
     n_source = math.prod(source)
-    preparing = _FLOAT * n_source + _PREPARING * largest_voxels
+    preparing = _FLOAT * n_source + preparing_bytes
     n_prepared = math.prod(prepared) if prepared else 0
     inferring = (_FLOAT + _RETURNING) * n_source + _FLOAT * n_prepared
     # One class more: the sum of the windows' weights.

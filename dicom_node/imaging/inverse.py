@@ -48,7 +48,7 @@ class ClassMask:
     channel: int
     mask: Mask
     probability: NDArray[np.float32]
-    """On the box of the mask; 0 outside the mask."""
+    """On the box of the mask; outside the mask it may be that of another class."""
 
     def mean_inside(self, part: Mask) -> float:
         """Return the mean probability over the voxels of `part` that the network itself gave to the class.
@@ -85,7 +85,8 @@ def class_masks(
     found: _Winners | _Overlapping
     found = _Winners(source.shape, channels) if exclusive else _Overlapping(channels, threshold)
     matrix, offset = index_map(prepared, source)
-    for region in regions:
+
+    def bring_back(region: Region) -> None:
         for block in _blocks(region, prepared.shape):
             candidates = found.candidates(block.values)
             if not candidates:
@@ -94,6 +95,10 @@ def class_masks(
                 own, places = _places(box, matrix, offset, block)
                 if own.any():
                     found.add(box, own, places, block.values, candidates)
+
+    for region in regions:
+        bring_back(region)
+        del region  # masks are made when no array of all classes is left
     yield from found.masks()
 
 
@@ -223,7 +228,7 @@ class _Winners:
             yield ClassMask(
                 channel=label - 1,
                 mask=Mask(offset=(z, y, x), array=array),
-                probability=np.where(array, self._best[box], np.float32(0)),
+                probability=self._best[box],
             )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from dicom_node.admin.inspection import inspect
 from dicom_node.clock import ManualClock
 from dicom_node.errors import NotApplicableError
 from dicom_node.imaging import prepare
 from dicom_node.imaging.footprint import planned
 from dicom_node.imaging.sliding import held_voxels, slide
 from dicom_node.imaging.steps import CropForeground, Fit, Orient, Pad, Resample, Step
+from dicom_node.infer import Plugin
 from dicom_node.predict import predict
+from dicom_node.reading.synthetic import write_series
 from tests.unit.imaging_case import Ramp, make_grid, make_manifest, make_volume, rotations
 
 
@@ -36,7 +41,7 @@ def test_shape_is_known_before_the_steps_run(
     plan = planned(grid, steps)
     prepared = prepare(make_volume(np.zeros(grid.shape), grid), steps)
     assert plan.shape == prepared.array.shape
-    assert plan.largest_voxels >= max(prepared.array.size, np.prod(grid.shape))
+    assert plan.preparing_bytes >= 8 * max(prepared.array.size, np.prod(grid.shape))
 
 
 def test_shape_after_a_crop_is_not_promised() -> None:
@@ -84,6 +89,27 @@ def test_image_that_would_take_too_much_is_refused_before_the_network_runs() -> 
         _predict(12, engine)
     assert engine.shapes == []
     assert _predict(60, engine) == "nothing_found"
+
+
+def test_inspect_tells_what_is_too_large(tmp_path: Path) -> None:
+    """The same sentence stands in `inspect`, before anybody sends the study; with more memory the plugin takes it."""
+    write_series(
+        tmp_path / "ct",
+        np.zeros((40, 96, 96)),
+        np.eye(4),
+        study_instance_uid="2.25.1",
+        series_instance_uid="2.25.2",
+        frame_of_reference_uid="2.25.3",
+        uid_root="2.25.4",
+    )
+    verdicts = []
+    for limit_mb in (3, 60):
+        manifest = make_manifest(limits={"time_s": 1.0, "ram_mb": limit_mb})
+        plugin = Plugin(manifest=manifest, folder=tmp_path, model_path=tmp_path / "model.onnx")
+        (entry,) = inspect(tmp_path / "ct", [plugin])
+        verdicts.append(entry["plugins"]["ramp"])
+    assert [verdict["eligible"] for verdict in verdicts] == [False, True]
+    assert re.fullmatch(r"this image would take about \d+ MB of memory; the plugin may use 3 MB", verdicts[0]["reason"])
 
 
 def test_memory_of_the_network_counts() -> None:
