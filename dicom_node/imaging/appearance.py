@@ -37,8 +37,6 @@ _DETAILED = 0.04
 """From this share of the mean on, a deviation from the surroundings is detail: above what noise leaves of itself."""
 _RIM_MM, _CORE_MM = (1.0, 5.0), (8.0, 20.0)
 """Depths within a mask that `mask_core_contrast` compares: of a brain, cortex with its fluid and white matter."""
-_GAP_MM, _WRAP_MM = 4.0, 25.0
-"""Tissue that lies farther from a mask than the first and nearer than the second wraps it, as skin does the brain."""
 Plane: TypeAlias = tuple[float, float, float]
 """A mirror plane near the middle: two angles in degrees and an offset in mm."""
 _MIRROR_POINTS = 6000
@@ -56,10 +54,8 @@ class View:
     """In the unit of the prepared image."""
     grid: Grid
     """Of `values`."""
-    bright: NDArray[np.bool_]
-    """What lies above the manifest's threshold."""
     body: NDArray[np.bool_]
-    """The largest connected part of it, its holes filled."""
+    """The largest connected part above the manifest's threshold, its holes filled."""
     inside: NDArray[np.bool_]
     """The body without its outermost 8 mm."""
     grain: NDArray[np.float32]
@@ -84,8 +80,7 @@ def view_of(prepared: Prepared, body_above: float) -> View:
     """Return the view of a prepared image; `body_above` is in its unit."""
     values, grid = _coarse(*_along_patient(prepared.array, prepared.grid))
     spacing = grid.spacing_mm
-    bright: NDArray[np.bool_] = values > body_above
-    labels, n_parts = ndimage.label(bright)
+    labels, n_parts = ndimage.label(values > body_above)
     body: NDArray[np.bool_] = np.zeros(values.shape, dtype=bool)
     if n_parts:
         sizes = np.bincount(labels.ravel())
@@ -100,7 +95,6 @@ def view_of(prepared: Prepared, body_above: float) -> View:
     return View(
         values=values,
         grid=grid,
-        bright=bright,
         body=body,
         inside=depth > _INSIDE_MM,
         grain=values - fine,
@@ -264,19 +258,6 @@ def _core_contrast(view: View, mask: MaskView) -> float:
     return float(2 * (core - rim) / (abs(core) + abs(rim))) if abs(core) + abs(rim) else float("nan")
 
 
-def _wrapped_share(view: View, mask: MaskView) -> float:
-    """Return the share of the mask's surface that has tissue within 25 mm which is not the mask's own edge."""
-    spacing = view.grid.spacing_mm
-    beyond = ndimage.distance_transform_edt(~mask.array, sampling=spacing) > _GAP_MM
-    tissue = view.bright & beyond
-    surface = mask.array & ~ndimage.binary_erosion(mask.array)
-    if not surface.any():
-        return float("nan")
-    if not tissue.any():
-        return 0.0
-    return float((ndimage.distance_transform_edt(~tissue, sampling=spacing)[surface] <= _WRAP_MM).mean())
-
-
 def _share_of_body(view: View, mask: MaskView) -> float:
     body = np.count_nonzero(view.body)
     return float(np.count_nonzero(mask.array & view.body)) / body if body else float("nan")
@@ -357,9 +338,6 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         "mask_face_ahead_mm": MaskMeasure(
             words="the tissue below the centre of the mask lies in front of it by", unit="mm", of=_face_ahead_mm
         ),
-        "mask_wrapped_share": MaskMeasure(
-            words="the share of the mask's surface with tissue around it is", unit="", of=_wrapped_share
-        ),
         "mask_core_contrast": MaskMeasure(
             words="the core of the mask is brighter than its rim by the fraction", unit="", of=_core_contrast
         ),
@@ -367,11 +345,6 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
             words="the share of the mask with detail of 2 to 6 mm is",
             unit="",
             of=lambda v, m: _detail_share(v, m.array),
-        ),
-        "mask_grain": MaskMeasure(
-            words="in the mask what is finer than 2 mm, over what is coarser, is",
-            unit="",
-            of=lambda v, m: _grain(v, m.array),
         ),
         "mask_mirror_detail": MaskMeasure(
             words="left and right of the mask correlate in their detail by",

@@ -248,7 +248,6 @@ STATISTICS: dict[str, Any] = {"percentiles": [10, 90], "mean": [0.667, 1.333], "
             {"measure": "mask_share_of_body", "high": 0.1},
             "the mask's share of the body is 0.11; at most 0.1 is plausible: a block is so",
         ),
-        ({"measure": "mask_wrapped_share", "low": 1}, None),
         (
             {"measure": "mask_face_ahead_mm", "low": 5},
             "the tissue below the centre of the mask lies in front of it by 0 mm; at least 5 mm is plausible: "
@@ -284,27 +283,6 @@ def test_mask_is_judged_by_each_check(check: dict[str, Any], reason: str | None)
         finding = Finding(number=1, label="Cube", mask=cropped, measurements=measured, contour=(), probability=0.8)
         doubts = doubts_about_result(Plausibility(**_check(**check)), [finding], each, view)
         assert reason == withheld_because(doubts)
-
-
-def test_a_mask_without_anything_around_it_is_not_wrapped() -> None:
-    """A brain whose skin was taken away before has nothing about it; a finding within a body has."""
-    array = np.zeros((60, 60, 60), dtype=np.float32)
-    array[20:40, 20:40, 20:40] = 1.0
-    grid = make_grid(array.shape)
-    cropped = crop_mask(array > 0)
-    assert cropped is not None
-    measured = measure(cropped, make_volume(array, grid))
-    finding = Finding(number=1, label="Cube", mask=cropped, measurements=measured, contour=())
-    bounds = Plausibility(**_check(measure="mask_wrapped_share", low=0.5))
-    view = view_of(Prepared(array=array, grid=grid), 0.5)
-    reason = withheld_because(doubts_about_result(bounds, [finding], grid, view))
-    assert reason == (
-        "the share of the mask's surface with tissue around it is 0.00; at least 0.5 is plausible: a block is so"
-    )
-    skin = array.copy()
-    skin[8:12, 8:52, 8:52] = skin[48:52, 8:52, 8:52] = 1.0
-    skin[8:52, 8:12, 8:52] = skin[8:52, 48:52, 8:52] = 1.0
-    assert doubts_about_result(bounds, [finding], grid, view_of(Prepared(array=skin, grid=grid), 0.5)) == ()
 
 
 @pytest.mark.parametrize(
