@@ -40,7 +40,6 @@ from dicom_node.reading.header import (
     inflated,
     integer,
     items,
-    quiet,
     text,
 )
 
@@ -57,7 +56,6 @@ __all__ = [
     "frame_name",
     "modality_luts",
     "pixel_layout",
-    "stored_array",
     "stored_frames",
 ]
 
@@ -376,22 +374,6 @@ def _pixels_of(header: Header, needed: int, buffer: bytearray | None) -> Iterato
             return into
 
         yield read
-
-
-def stored_array(header: Header) -> Stored:
-    """Return the stored values of any one-sample instance, (frames, Y, X): for segmentations.
-
-    Raises
-    ------
-    UndecodableError
-        When the pixels cannot be decoded or are absurdly many; the reason names the transfer syntax.
-    """
-    layout = pixel_layout(header, colour=True)
-    if layout.samples != 1:
-        raise UndecodableError(f"{layout.samples} samples a pixel where labels are expected")
-    with quiet():
-        check_decodable(header, layout)
-        return np.stack(list(stored_frames(header, layout, range(layout.n_frames))))
 
 
 def modality_luts(dataset: Attributes, n_frames: int) -> list[ModalityLut]:

@@ -109,6 +109,8 @@ def helpers_for(paths: Sequence[Path], *, workers: int | None = None) -> Iterato
 
 
 def _are_slow(paths: Sequence[Path]) -> bool:
+    if not paths:
+        return False
     try:
         first = read_header(paths[0])
     except (UndecodableError, OSError):  # told when it is read with the others

@@ -10,7 +10,7 @@ Fractional Value), C.7.6.16.2 (functional groups); Slicer's .seg.nrrd (Segment<i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from dicom_node.findings import Mask
 from dicom_node.imaging.geometry import Affine, Grid
 from dicom_node.imaging.mask import crop_mask, union
 from dicom_node.imaging.regions import split_labels
-from dicom_node.reading.decode import NATIVE, Stored, stored_array
+from dicom_node.reading.decode import Stored, check_decodable, pixel_layout, stored_frames
 from dicom_node.reading.enhanced import frames_of, functional_groups
 from dicom_node.reading.header import Header, integer, items, quiet, read_header, text
 from dicom_node.reading.nifti import Layer, read_nifti, read_nrrd_layers
@@ -151,29 +151,14 @@ def _from_dicom(header: Header, grid: Grid, frames: tuple[Frame, ...] | None) ->
 
 
 def _frames(header: Header, planes: tuple[Frame, ...]) -> Iterable[Stored]:
-    """Return the pixels of every frame; packed bits of a native file are unpacked frame by frame."""
-    rows, columns = planes[0].rows, planes[0].columns
-    element = header.pixels
-    packed = integer(header.dataset, "BitsAllocated") == 1 and header.transfer_syntax_uid in NATIVE
-    if packed and element is not None and element.value_offset is not None:
-        with header.path.open("rb") as file:
-            file.seek(element.value_offset)
-            value = np.frombuffer(file.read(element.length), dtype=np.uint8)
-        if value.size * 8 < len(planes) * rows * columns:
-            raise UndecodableError(f"{header.path.name} cannot be decoded: its pixel data end early")
-        return _unpacked(value, len(planes), rows, columns)
-    pixels = stored_array(header)
-    if pixels.shape != (len(planes), rows, columns):
-        raise UndecodableError(f"{header.path.name} has pixels of shape {pixels.shape} for {len(planes)} frames")
-    return pixels
-
-
-def _unpacked(value: NDArray[np.uint8], n_frames: int, rows: int, columns: int) -> Iterator[Stored]:
-    """Yield frames of bits; they follow each other without padding (PS3.5 8.1.1)."""
-    size = rows * columns
-    for first in range(0, n_frames * size, size):
-        bits = np.unpackbits(value[first // 8 : (first + size + 7) // 8], bitorder="little")
-        yield bits[first % 8 : first % 8 + size].reshape(rows, columns)
+    """Return the pixels of every frame, one after the other: all of them at once would cost a byte a voxel."""
+    layout = pixel_layout(header, colour=True)
+    if layout.samples != 1:
+        raise UndecodableError(f"{layout.samples} samples a pixel where labels are expected")
+    if layout.n_frames != len(planes):
+        raise UndecodableError(f"{header.path.name} has pixels of {layout.n_frames} frames and places of {len(planes)}")
+    check_decodable(header, layout)
+    return stored_frames(header, layout, range(layout.n_frames))
 
 
 def _check_frame_of_reference(planes: tuple[Frame, ...], frames: tuple[Frame, ...] | None, name: str) -> None:
