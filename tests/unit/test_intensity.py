@@ -101,9 +101,10 @@ def test_dose_decays_from_administration_to_scan(changes: dict[str, Any], decay_
     assert factor_of(slice_of(**changes)) == pytest.approx(AT_ONCE * 2 ** (decay_s / half_life), rel=1e-9)
 
 
-def test_the_earliest_acquisition_of_all_beds_counts() -> None:
-    """Beds begin one after the other; the whole series is corrected to the first."""
-    beds = [slice_of(SeriesTime="180000", AcquisitionTime=time) for time in ("131000", "130500", "132000")]
+@pytest.mark.parametrize("series_time", ["180000", "130700"])
+def test_the_earliest_acquisition_of_all_beds_counts(series_time: str) -> None:
+    """Beds begin one after the other; the series, made after the first or after all, is corrected to the first."""
+    beds = [slice_of(SeriesTime=series_time, AcquisitionTime=time) for time in ("131000", "130500", "132000")]
     assert factor_of(*beds) == pytest.approx(AT_ONCE * 2 ** (3900 / F18_S))
 
 

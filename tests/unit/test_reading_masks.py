@@ -166,6 +166,7 @@ def _turned(degrees: float) -> NDArray[np.float64]:
         (AFFINE @ _turned(4.0), "grid: directions: its axes are turned by"),
         (_moved(0.4) @ _turned(4.0) @ np.diag([2, 1, 1, 1]), "directions: .* degrees; spacing: .*; origin: .* 0.40 mm"),
         (_moved(4 * 0.8), "marks voxels outside the image"),
+        (_moved(-4 * 0.8), "marks voxels outside the image"),
     ],
 )
 def test_a_mask_off_the_grid_is_refused(tmp_path: Path, affine: NDArray[np.float64], reason: str) -> None:
