@@ -147,6 +147,21 @@ def test_fragments_become_frames(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(GREY, grey_values(saved(ds, tmp_path / "x")))
 
 
+@pytest.mark.parametrize("is_extended", [False, True])
+def test_offset_tables_tell_frames_apart_that_begin_alike(tmp_path: Path, is_extended: bool) -> None:
+    """RLE has no mark at its beginning: of two fragments a frame only the table knows, basic or extended."""
+    ds = instance(GREY)
+    ds.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+    frames = list(generate_frames(ds.PixelData, number_of_frames=3))
+    encapsulated(ds, RLELossless, frames, fragments_per_frame=2, has_bot=True)
+    if is_extended:
+        offsets = struct.unpack("<3I", ds.PixelData[8:20])
+        ds.ExtendedOffsetTable = struct.pack("<3Q", *offsets)
+        ds.ExtendedOffsetTableLengths = struct.pack("<3Q", *map(len, frames))
+        ds.PixelData = b"\xfe\xff\x00\xe0\0\0\0\0" + ds.PixelData[20:]
+    np.testing.assert_array_equal(GREY, grey_values(saved(ds, tmp_path / "x")))
+
+
 def test_fragments_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
     """Six fragments of RLE, no table, three frames: nobody knows."""
     ds = encapsulated(instance(GREY), RLELossless, [bytes(100)] * 3, fragments_per_frame=2, has_bot=False)
