@@ -154,7 +154,7 @@ class _Task:
     @property
     def n_pixels(self) -> int:
         """Return how much there is to do."""
-        return self.layout.rows * self.layout.columns * self.layout.n_frames
+        return self.layout.rows * self.layout.columns * sum(z >= 0 for z in self.slices)
 
     def run(self, array: NDArray[np.float32], buffer: bytearray) -> None:
         """Decode the file's frames into their slices of `array` (Z, Y, X)."""
