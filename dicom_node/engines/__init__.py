@@ -2,12 +2,12 @@
 
 from dicom_node.engines.base import Engine, Setting, ShapeRange, Signature, TensorSpec
 from dicom_node.engines.onnxruntime import OnnxRuntimeEngine, load_model
-from dicom_node.engines.registry import REFERENCE, EngineName, load_engine
+from dicom_node.engines.registry import LOADERS, REFERENCE, load_engine
 
 __all__ = [
+    "LOADERS",
     "REFERENCE",
     "Engine",
-    "EngineName",
     "OnnxRuntimeEngine",
     "Setting",
     "ShapeRange",

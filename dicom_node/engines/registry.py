@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from dicom_node.engines.base import Engine, Setting
 from dicom_node.engines.onnxruntime import OnnxRuntimeEngine
 from dicom_node.errors import NotFoundError, UnsupportedModelError
-
-EngineName: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
 
 REFERENCE: Final = "onnxruntime"
 """What every other engine is compared with, and what serves when no other can."""
@@ -53,7 +51,28 @@ def _openvino(model: bytes, setting: Setting) -> Engine:
     return OpenVinoEngine.load(model, setting)
 
 
+def _tensorrt(model: bytes, setting: Setting) -> Engine:
+    import tensorrt
+
+    from dicom_node.engines.tensorrt import TensorRtEngine
+
+    return TensorRtEngine.load(model, setting, trt=tensorrt, name="tensorrt")
+
+
+def _tensorrt_rtx(model: bytes, setting: Setting) -> Engine:
+    import tensorrt_rtx
+
+    from dicom_node.engines.tensorrt import TensorRtEngine
+
+    return TensorRtEngine.load(model, setting, trt=tensorrt_rtx, name="tensorrt_rtx")
+
+
 LOADERS: Mapping[str, Callable[[bytes, Setting], Engine]] = MappingProxyType(
-    {"onnxruntime": _onnxruntime, "openvino": _openvino}
+    {
+        "onnxruntime": _onnxruntime,
+        "openvino": _openvino,
+        "tensorrt": _tensorrt,
+        "tensorrt_rtx": _tensorrt_rtx,
+    }
 )
 """Name in plugin.toml -> what makes the engine."""
