@@ -183,6 +183,7 @@ def compare(
     ] = None,
     models: ModelsOption = None,
     threads: Annotated[int, typer.Option(min=0, help="0: as many as there are cores.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each engine, in turns; the fastest counts.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
     """Compare an engine with the reference on golden cases and keep the verdict; exit 1 unless it may serve."""
@@ -190,7 +191,7 @@ def compare(
 
     opened = engines.open_model(plugin, _models(models))
     cases = engines.golden_cases(plugin, case or [])
-    verdict = engines.compare(opened, engine, cases, clock=SystemClock(), threads=threads)
+    verdict = engines.compare(opened, engine, cases, clock=SystemClock(), threads=threads, rounds=rounds)
     engines.keep(opened, verdict)
     if as_json:
         _print_json(engines.as_json(verdict))

@@ -24,8 +24,6 @@ from dicom_node.reading import find_files, load_volume
 
 __all__ = ["as_json", "compare", "findings_apart", "golden_cases", "keep", "make_engine", "open_model", "use_engine"]
 
-_ROUNDS = 3
-"""Runs of each engine over all cases, in turns; the fastest counts."""
 _CENTRE_MM, _VOLUME = 0.1, 0.01
 """How far findings may lie apart and still be the same: those of the reference case (model_build.publish)."""
 
@@ -94,9 +92,11 @@ def make_engine(opened: PluginModel, name: str, *, threads: int) -> Engine:
 
 
 def compare(
-    opened: PluginModel, name: str, cases: Sequence[Volume], *, clock: Clock, threads: int = 0, rounds: int = _ROUNDS
+    opened: PluginModel, name: str, cases: Sequence[Volume], *, clock: Clock, threads: int = 0, rounds: int = 3
 ) -> Verdict:
     """Return how one engine does beside the reference on the cases, and whether it may serve.
+
+    Each runs `rounds` times over all cases, in turns; the fastest counts.
 
     Raises
     ------

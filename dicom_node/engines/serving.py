@@ -7,6 +7,7 @@ words for the job (`events`); the fingerprint is that of the engine that ran las
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dicom_node.engines.base import Engine, Signature
-from dicom_node.errors import DeviceLostError, OutOfMemoryError
+from dicom_node.errors import DeviceLostError, EngineError, OutOfMemoryError
 
 
 class ServingEngine:
@@ -128,4 +129,6 @@ class ServingEngine:
         lost, self._engine, self._reference = self._engine, self._reference(), None
         self._batch, self._pads, self._has_fallen_back = None, False, True
         self._events.append(f"{lost.fingerprint} could not go on ({error}); {self.fingerprint} took over")
-        lost.close()
+        with contextlib.suppress(EngineError):
+            # A device that is lost takes nothing back either.
+            lost.close()

@@ -86,14 +86,15 @@ def test_openvino_equals_the_reference_on_a_head(tmp_path: Path, shared_data: Pa
 
 
 @pytest.mark.parametrize(
-    ("shift", "reason"), [(0.1, "relative error"), (2.0, "of the labels differ"), (2.0, "case 1:")]
+    ("shift", "reasons"), [(0.1, ["relative error"]), (2.0, ["relative error", "of the labels differ", "case 1: "])]
 )
-def test_engine_that_differs_may_not_serve(tmp_path: Path, shifted: Any, shift: float, reason: str) -> None:
+def test_engine_that_differs_may_not_serve(tmp_path: Path, shifted: Any, shift: float, reasons: list[str]) -> None:
     """Each of the three judgements bites; a failed engine is no candidate, however fast."""
     shifted(shift)
     opened, verdict = _compare(tmp_path)
     assert not verdict.passed
-    assert any(reason in each for each in verdict.reasons)
+    for words in reasons:
+        assert any(words in each for each in verdict.reasons)
     known = read_verdicts(opened.verdicts_path)
     allowed = opened.manifest.runtime.engines
     digests = {"model_sha256": verdict.model_sha256, "spec_sha256": verdict.spec_sha256}
@@ -106,7 +107,7 @@ def test_commands_compare_choose_and_go_back(tmp_path: Path, shifted: Any) -> No
     """JSON with stable keys; exit status 1 for an engine that may not serve; `--use` names one and gives it back."""
     shifted(0.0)
     common = ["--plugin", str(QA_PHANTOM), "--models", str(tmp_path)]
-    done = CliRunner().invoke(app, ["compare", *common, "--engine", "openvino", "--threads", "1", "--json"])
+    done = CliRunner().invoke(app, ["compare", *common, "--engine", "openvino", "--rounds", "1", "--json"])
     assert 0 == done.exit_code
     told = json.loads(done.stdout)
     assert {"engine", "fingerprint", "passed", "reasons", "relative_error", "label_disagreement", "speed_up"} <= set(

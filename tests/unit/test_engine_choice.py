@@ -121,6 +121,8 @@ class Limited:
 
     def close(self) -> None:
         self.closed = True
+        if self.fault is DeviceLostError:
+            raise DeviceLostError("what is lost takes nothing back")
 
 
 X = np.arange(7, dtype=np.float32).reshape(7, 1)
