@@ -20,7 +20,7 @@ from dicom_node.findings import Findings
 from dicom_node.imaging.volume import Volume
 from dicom_node.plugin_api import Manifest
 from dicom_node.predict import predict
-from dicom_node.reading import find_files, load_volume
+from dicom_node.reading import find_files, group_series, load_volume
 
 __all__ = ["as_json", "compare", "findings_apart", "golden_cases", "keep", "make_engine", "open_model", "use_engine"]
 
@@ -65,12 +65,20 @@ def golden_cases(plugin: Path, paths: Sequence[Path]) -> tuple[Volume, ...]:
     Raises
     ------
     UsageError
-        There is none.
+        There is none, or a folder does not hold exactly one series.
     """
     chosen = list(paths) or sorted((plugin / "reference").glob("*.dcm"))
     if not chosen:
         raise UsageError(f"{plugin.name} has no reference image; name a series with --case")
-    return tuple(load_volume(tuple(find_files(path))) for path in chosen)
+    return tuple(load_volume(_series_of(path)) for path in chosen)
+
+
+def _series_of(path: Path) -> tuple[Path, ...]:
+    """Return the images of the one series at `path`; what is no DICOM file (a licence, a list) is left out."""
+    series, _ = group_series(find_files(path))
+    if len(series) != 1:
+        raise UsageError(f"{path.name} holds {len(series)} series; a case is one")
+    return tuple(image.path for image in series[0].images)
 
 
 def make_engine(opened: PluginModel, name: str, *, threads: int) -> Engine:

@@ -133,3 +133,15 @@ def test_engine_that_is_the_reference_or_ruled_out_is_refused(tmp_path: Path) ->
     opened = engines.open_model(QA_PHANTOM, tmp_path)
     with pytest.raises(UsageError, match="reference"):
         engines.compare(opened, "onnxruntime", (), clock=SystemClock())
+
+
+def test_case_is_one_series_whatever_lies_beside_it(tmp_path: Path) -> None:
+    """A licence in the folder is left out; a folder of no series is refused by its name."""
+    folder = tmp_path / "case"
+    folder.mkdir()
+    (folder / "LICENSE").write_text("free")
+    with pytest.raises(UsageError, match="case holds 0 series"):
+        engines.golden_cases(QA_PHANTOM, (folder,))
+    shutil.copy(QA_PHANTOM / "reference" / "input.dcm", folder)
+    (volume,) = engines.golden_cases(QA_PHANTOM, (folder,))
+    assert (56, 88, 88) == volume.grid.shape

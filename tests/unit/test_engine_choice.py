@@ -11,14 +11,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dicom_node.config import read_table
 from dicom_node.engines import Signature, TensorSpec
 from dicom_node.engines.compare import difference, logit_of
 from dicom_node.engines.registry import LOADERS, REFERENCE
 from dicom_node.engines.serving import ServingEngine
 from dicom_node.engines.verdicts import Verdict, Verdicts, candidates, read_verdicts, write_verdicts
-from dicom_node.errors import DeviceLostError, EngineError, OutOfMemoryError, PluginError
+from dicom_node.errors import ConfigError, DeviceLostError, EngineError, OutOfMemoryError, PluginError
 from dicom_node.infer.slots import threads_per_slot
-from dicom_node.plugin_api import Runtime
+from dicom_node.plugin_api import Manifest, Runtime
 
 FAST = Verdict(
     engine="openvino",
@@ -37,6 +38,7 @@ FAST = Verdict(
 )
 FASTER = replace(FAST, engine="tensorrt", seconds=0.1)
 ALL = tuple(LOADERS)
+PLUGINS = Path(__file__).parents[2] / "plugins"
 
 
 def _names(*verdicts: Verdict, use: str | None = None, allowed: tuple[str, ...] = ALL) -> list[str]:
@@ -48,6 +50,35 @@ def test_manifest_and_registry_know_the_same_engines() -> None:
     """Names in plugin.toml are those that can be loaded; without a word, all of them, the reference first."""
     assert Runtime().engines == ALL
     assert ALL[0] == REFERENCE
+
+
+@pytest.mark.parametrize("engines", [(), ("openvino",), ("onnxruntime", "onnxruntime"), ("onnxruntime", "magic")])
+def test_manifest_keeps_the_reference(engines: tuple[str, ...]) -> None:
+    """Engines are known, named once, and the one that serves when no other can is among them."""
+    with pytest.raises(ValueError, match="engines"):
+        Runtime(engines=engines)  # type: ignore[arg-type]
+
+
+def _manifest(folder: Path, plugin: str, line: str = "") -> Manifest:
+    """Return a shipped manifest with one more line in its [[input]]."""
+    text = (PLUGINS / plugin / "plugin.toml").read_text(encoding="utf-8")
+    (folder / "plugin.toml").write_text(text.replace("[[input]]\n", f"[[input]]\n{line}\n", 1), encoding="utf-8")
+    return read_table(folder / "plugin.toml", Manifest)
+
+
+def test_windows_say_their_shape_and_a_whole_volume_must(tmp_path: Path) -> None:
+    """A window is built for one sample up to a batch; a whole volume for `shape`, which changes no spec."""
+    (windows,) = _manifest(tmp_path, "qa_phantom").shape_ranges()
+    assert ("image", (1, 1, 64, 64, 64), True) == (windows.tensor, windows.least, windows.is_fixed)
+    whole = _manifest(tmp_path, "brain_mask")
+    assert () == whole.shape_ranges()
+    line = "shape = { min = [1, 1, 64, 64, 64], opt = [1, 1, 176, 176, 224], max = [1, 1, 256, 256, 256] }"
+    shaped = _manifest(tmp_path, "brain_mask", line)
+    (heads,) = shaped.shape_ranges()
+    assert ((1, 1, 176, 176, 224), False) == (heads.usual, heads.is_fixed)
+    assert whole.spec_sha256() == shaped.spec_sha256()
+    with pytest.raises(ConfigError, match="min <= opt <= max"):
+        _manifest(tmp_path, "brain_mask", line.replace("min = [1, 1, 64", "min = [1, 1, 640"))
 
 
 def test_fastest_that_passed_serves() -> None:
