@@ -2,6 +2,7 @@
 #   make demo    a phantom study through a whole node, with a table of what was found beside the truth
 #   make test    the tests; installs what they need        make test-long  torture, many seeds
 #   make check   lint, types, layers, spelling             make run        serve with config.toml
+#   make test-gpu  engines on an NVIDIA card; TensorRT itself must be installed for its part
 #   make bench   speed beside dcmtk, Orthanc and pynetdicom; an hour, or minutes with ARGS=--quick
 # CI=true makes a missing peer a failure; TRAIN=1 installs torch too; PYTHON=... chooses the interpreter.
 
@@ -26,9 +27,9 @@ TEST_STAMP := $(if $(filter true 1,$(CI) $(TRAIN)),$(VENV)/.train,$(VENV)/.test)
 
 # Test files that run side by side; most of the time they wait for quiet times and foreign programs.
 JOBS ?= 2
-BENCHMARKS ?= receive response send index queue load
+BENCHMARKS ?= receive response send index queue load infer
 
-.PHONY: help demo test test-long bench check run clean peers install-train
+.PHONY: help demo test test-long test-gpu bench check run clean peers install-train
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -42,19 +43,19 @@ $(VENV)/.base: $(PINS) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(PINS) | $(BIN)/python
-	$(INSTALL) -e ".[test]"
+	$(INSTALL) -e ".[test,openvino,tensorrt-rtx]"
 	@touch $@ $(VENV)/.base
 
 $(VENV)/.check: $(PINS) | $(BIN)/python
-	$(INSTALL) -e ".[test,check]"
+	$(INSTALL) -e ".[test,check,openvino,tensorrt-rtx]"
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 $(VENV)/.bench: $(PINS) | $(BIN)/python
-	$(INSTALL) -e ".[test,bench]"
+	$(INSTALL) -e ".[test,bench,openvino]"
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 $(VENV)/.train: $(PINS) | $(BIN)/python
-	$(INSTALL) -e ".[test,train]" $(TORCH)
+	$(INSTALL) -e ".[test,train,openvino,tensorrt-rtx]" $(TORCH)
 	@touch $@ $(VENV)/.test $(VENV)/.base
 
 install-train: $(VENV)/.train
@@ -75,6 +76,9 @@ test: $(TEST_STAMP) peers
 
 test-long: $(TEST_STAMP) peers
 	$(BIN)/python -m pytest -m long --timeout 3600 $(ARGS)
+
+test-gpu: $(TEST_STAMP)
+	$(BIN)/python -m pytest -m gpu --timeout 3600 $(ARGS)
 
 # All of them run, whichever misses a target.
 bench: $(VENV)/.bench peers

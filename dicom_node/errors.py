@@ -16,6 +16,7 @@
     +-- EngineError                  a runtime failed while inferring                 (retryable)
     |   +-- OutOfMemoryError         the device or the host had too little memory     (retryable)
     |   +-- UnsupportedModelError    the runtime cannot run this model
+    |   +-- DeviceLostError          the graphics card answers no more                 (retryable)
     +-- ResultError                  a result contradicts its source or itself and must not leave
     +-- LimitExceededError           a job went over its declared time or memory
     +-- ChildDiedError               a process that worked for us ended without an answer (retryable)
@@ -139,6 +140,10 @@ class UnsupportedModelError(EngineError):
     """The runtime cannot run this model; choose another engine in plugin.toml."""
 
     retryable = False
+
+
+class DeviceLostError(EngineError):
+    """The graphics card answers no more; the job goes on without it. Look at the card and its driver."""
 
 
 class ResultError(DicomNodeError):

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,11 @@ from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.sliding import PadMode, held_voxels
 from dicom_node.imaging.stacks import ReadPolicy, StackPreference
 from dicom_node.imaging.steps import GreyFromColour, Step
+
+if TYPE_CHECKING:
+    from dicom_node.engines.base import ShapeRange
+
+EngineName: TypeAlias = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"]
 
 Sha256: TypeAlias = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -94,6 +99,23 @@ class InputSeries(SeriesMatch):
         )
 
 
+class TensorShape(Table):
+    """shape of [[input]]: what an engine with built-in shapes (TensorRT) is built for."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    """What is made fastest."""
+    max: tuple[int, ...]
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if not len(self.min) == len(self.opt) == len(self.max) or not all(
+            0 < a <= b <= c for a, b, c in zip(self.min, self.opt, self.max, strict=True)
+        ):
+            raise ValueError("shape needs 0 < min <= opt <= max along each axis, batch and channel included")
+        return self
+
+
 class InputTensor(Table):
     """[[input]]: one input tensor of the model."""
 
@@ -105,6 +127,9 @@ class InputTensor(Table):
     """Batch, channel, then the three array axes as the preprocessing left them; "NCHW" the last two (mode "slice")."""
     divisor: Annotated[int, Field(ge=1)] = 1
     """Each spatial axis is padded at its end to a multiple of this before a run; a window must be one already."""
+    shape: Annotated[TensorShape | None, Field(exclude=True)] = None
+    """With mode "whole": the sizes that come, batch and channel first. Changes no finding, so it is no part of the
+    spec's digest. Windows say their shape themselves."""
 
 
 class Preprocess(Table):
@@ -232,9 +257,19 @@ class Model(Table):
 class Runtime(Table):
     """[runtime]"""
 
-    engines: tuple[Literal["onnxruntime"], ...] = ("onnxruntime",)
+    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx")
+    """What may serve, once it was compared with the reference (`model-build compare`); jobs count for the first. The
+    reference, onnxruntime, is among them: it serves when no other can."""
+    tolerance: Annotated[float, Field(gt=0, le=0.1)] = 1e-3
+    """Greatest difference of an engine's output from the reference's, as a part of the reference's greatest value."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """0: as many as the machine has cores."""
+    """0: the machine's cores, shared out among the slots; more than a slot's share are never used."""
+
+    @model_validator(mode="after")
+    def _keeps_the_reference(self) -> Self:
+        if "onnxruntime" not in self.engines or len(set(self.engines)) != len(self.engines):
+            raise ValueError('engines are named once each, and "onnxruntime", the reference, is one of them')
+        return self
 
 
 class Limits(Table):
@@ -488,3 +523,18 @@ class Manifest(Table):
     def spec_sha256(self) -> str:
         """Return the digest of the spec."""
         return self.spec.sha256()
+
+    def shape_ranges(self) -> tuple[ShapeRange, ...]:
+        """Return what an engine with built-in shapes is built for: the windows, or `shape`; none where none is said."""
+        # The runtimes stay out of programs that only read manifests.
+        from dicom_node.engines.base import ShapeRange
+
+        window, batch = self.inference.window, self.inference.batch
+        ranges = []
+        for each in self.input:
+            if window is not None:
+                one, many = ((size, len(each.roles), *window) for size in (1, batch))
+                ranges.append(ShapeRange(tensor=each.tensor, least=one, usual=many, most=many))
+            elif (shape := each.shape) is not None:
+                ranges.append(ShapeRange(tensor=each.tensor, least=shape.min, usual=shape.opt, most=shape.max))
+        return tuple(ranges)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -15,7 +16,7 @@ from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
 from dicom_node.clock import SystemClock
-from dicom_node.config import read_table
+from dicom_node.config import data_dir, find_config, load_config, read_table
 from dicom_node.errors import DicomNodeError, UsageError
 from dicom_node.ids import new_uid
 from dicom_node.plugin_api import Manifest
@@ -23,6 +24,7 @@ from model_build.phantoms import make_phantom, write_study
 from model_build.plan import read_plan
 
 if TYPE_CHECKING:
+    from dicom_node.engines.verdicts import Verdict
     from model_build.evaluate import Pair
 
 __all__ = ["app", "main"]
@@ -32,6 +34,9 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with stable keys.")]
+ModelsOption = Annotated[
+    Path | None, typer.Option("--models", help="Folder of installed weights and verdicts; default: the node's own.")
+]
 PluginOption = Annotated[Path, typer.Option("--plugin", help="Folder of the plugin.", file_okay=False, exists=True)]
 
 
@@ -190,6 +195,100 @@ def publish(
 
     digest = publish_model(model, plugin, clock=SystemClock())
     _console().print(f"{plugin.name}: sha256 {digest}")
+
+
+def _models(models: Path | None) -> Path:
+    """Return data_dir/models of the node whose configuration is found, unless a folder was named."""
+    if models is not None:
+        return models
+    path = find_config(None, os.environ, Path.cwd())
+    return data_dir(load_config(path), path) / "models"
+
+
+@app.command()
+def compare(
+    plugin: PluginOption,
+    engine: Annotated[str, typer.Option("--engine", help="openvino, tensorrt or tensorrt_rtx.")],
+    case: Annotated[
+        list[Path] | None, typer.Option("--case", help="Folder or file of one series; default: reference/*.dcm.")
+    ] = None,
+    models: ModelsOption = None,
+    threads: Annotated[int, typer.Option(min=0, help="0: as many as there are cores.")] = 0,
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of each engine, in turns; the fastest counts.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare an engine with the reference on golden cases and keep the verdict; exit 1 unless it may serve."""
+    from model_build import engines
+
+    opened = engines.open_model(plugin, _models(models))
+    cases = engines.golden_cases(plugin, case or [])
+    verdict = engines.compare(opened, engine, cases, clock=SystemClock(), threads=threads, rounds=rounds)
+    engines.keep(opened, verdict)
+    if as_json:
+        _print_json(engines.as_json(verdict))
+    else:
+        _console().print(_comparison_of(verdict))
+        for reason in verdict.reasons:
+            _console().print(f"does not hold: {reason}", style="bold red")
+    raise typer.Exit(code=0 if verdict.passed else 1)
+
+
+@app.command()
+def engine(
+    plugin: PluginOption,
+    name: Annotated[str | None, typer.Option("--engine", help="Make it ready: parse, build, keep.")] = None,
+    use: Annotated[
+        str | None, typer.Option("--use", help="Serve by this engine from the next job on, or by the `fastest`.")
+    ] = None,
+    models: ModelsOption = None,
+    threads: Annotated[int, typer.Option(min=0, help="0: as many as there are cores.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an engine of a plugin's model, or choose which one serves: `--use onnxruntime` is the way back."""
+    from model_build import engines
+
+    if (name is None) == (use is None):
+        raise UsageError("give either --engine or --use")
+    opened = engines.open_model(plugin, _models(models))
+    if use is not None:
+        verdicts = engines.use_engine(opened, use)
+        said: dict[str, object] = {"plugin": opened.manifest.plugin.id, "use": verdicts.use or "fastest"}
+    else:
+        assert name is not None
+        clock = SystemClock()
+        started = clock.monotonic()
+        made = engines.make_engine(opened, name, threads=threads)
+        said = {
+            "plugin": opened.manifest.plugin.id,
+            "engine": name,
+            "fingerprint": made.fingerprint,
+            "seconds": clock.monotonic() - started,
+            "inputs": [str(spec) for spec in made.signature.inputs],
+            "outputs": [str(spec) for spec in made.signature.outputs],
+        }
+    if as_json:
+        _print_json(said)
+    else:
+        for key, value in said.items():
+            _console().print(f"{key}: {value}")
+
+
+def _comparison_of(verdict: Verdict) -> Table:
+    """Return one row for the engine and one for the reference."""
+    table = Table()
+    for heading in ("engine", "s for all cases", "speed", "relative error", "other labels", "findings", "verdict"):
+        table.add_column(heading, justify="right")
+    table.add_row("reference", f"{verdict.reference_seconds:.3f}", "1.00", "", "", "", "")
+    table.add_row(
+        verdict.fingerprint,
+        f"{verdict.seconds:.3f}",
+        f"{verdict.reference_seconds / verdict.seconds:.2f}",
+        f"{verdict.relative_error:.1e}",
+        f"{verdict.label_disagreement:.1e}",
+        "same" if verdict.same_findings else "differ",
+        "may serve" if verdict.passed else "may not serve",
+    )
+    return table
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def resident_bytes(pid: int | None) -> int:
 def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid: int) -> None:
     """Answer requests until the parent hangs up. A process boundary: every error becomes an answer."""
     # The runtime and what reads images are for this process alone; the parents, all roles, do without.
-    from dicom_node.engines import OnnxRuntimeEngine, load_model
+    from dicom_node.infer.engine import PluginEngine
     from dicom_node.predict import predict
     from dicom_node.reading import load_volume
 
@@ -152,15 +152,14 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that closes sends it to the whole group
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent drains and then ends the child itself
-    engine: OnnxRuntimeEngine | None = None
+    runtime = PluginEngine(plugin, threads=threads)
     while True:
         try:
             request = connection.recv()
         except EOFError:
             return
         try:
-            if engine is None:
-                engine = OnnxRuntimeEngine.load(load_model(plugin.model_path, plugin.model_sha256), threads=threads)
+            engine = runtime.engine()
             manifest = plugin.manifest
             policies = {series.role: series.policy for series in manifest.input_series}
             volumes = {
@@ -172,7 +171,7 @@ def _child_main(connection: Connection, plugin: Plugin, threads: int, parent_pid
                 )
                 for role, paths in request.paths.items()
             }
-            connection.send(predict(volumes, plugin.manifest, engine, clock=SystemClock()))
+            connection.send(runtime.noted(predict(volumes, manifest, engine, clock=SystemClock())))
         except DicomNodeError as error:
             connection.send(Failure(kind=type(error).__name__, message=str(error)))
         except MemoryError:

@@ -7,6 +7,7 @@ A plugin folder is found by its name in the configured paths. Weights that are n
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dicom_node.errors import ConfigError, ModelMismatchError, NotFoundError, Pl
 from dicom_node.plugin_api import Manifest
 
 MANIFEST = "plugin.toml"
+VERDICTS = "engines.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,8 @@ class Plugin:
     manifest: Manifest
     folder: Path
     model_path: Path
+    verdicts_path: Path
+    """What comparisons of engines found (`model-build compare`); need not be there."""
 
     @property
     def id(self) -> str:
@@ -48,7 +52,24 @@ class Plugin:
         found = file_sha256(self.model_path)
         if found != self.model_sha256:
             return f"{self.model_path.name} has sha256 {found}, the manifest declares {self.model_sha256}"
-        return None
+        return self.spec_defect()
+
+    def spec_defect(self) -> str | None:
+        """Return in words that the spec is not the one that was published with the model; None: it is, or none was.
+
+        What was published is what the reference case was computed with (`model-build publish`).
+        """
+        case = self.folder / "reference" / "case.json"
+        try:
+            published = json.loads(case.read_text(encoding="utf-8"))["spec_sha256"]
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return f"reference/{case.name} of {self.id} cannot be read; publish the plugin again"
+        found = self.manifest.spec_sha256()
+        if found == published:
+            return None
+        return f"{MANIFEST} of {self.id} describes the spec {found}; the model was published with {published}"
 
 
 class PluginRegistry:
@@ -133,7 +154,12 @@ def read_plugin(folder: Path, models_dir: Path) -> Plugin:
     model_path = (home / model.file).resolve()
     if not model_path.is_relative_to(home.resolve()):
         raise PluginError(f"{folder.name}/{MANIFEST}: model file {model.file!r} lies outside the plugin")
-    return Plugin(manifest=manifest, folder=folder, model_path=model_path)
+    return Plugin(
+        manifest=manifest,
+        folder=folder,
+        model_path=model_path,
+        verdicts_path=models_dir / folder.name / VERDICTS,
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -52,5 +52,19 @@ class Slots:
             self._idle = self._idle[len(displaced) :]
         for child in displaced:
             child.stop()
-        threads = plugin.manifest.runtime.threads or max(1, (os.cpu_count() or 1) // self.count)
+        threads = threads_per_slot(self.count, plugin.manifest.runtime.threads, n_cores=len(os.sched_getaffinity(0)))
         return InferenceChild(plugin, threads=threads, clock=self._clock)
+
+
+def threads_per_slot(n_slots: int, wanted: int, *, n_cores: int) -> int:
+    """Return the threads of one engine: all slots together never have more than there are cores.
+
+    Parameters
+    ----------
+    wanted
+        By the manifest; 0: as many as there are.
+    n_cores
+        That this process may use, which is fewer than the machine has under a CPU quota by affinity.
+    """
+    share = max(1, n_cores // n_slots)
+    return min(wanted, share) if wanted else share

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from dicom_node.clock import SystemClock
-from dicom_node.errors import ChildDiedError, GeometryError, LimitExceededError, PluginError
+from dicom_node.engines import Setting, load_engine
+from dicom_node.engines.verdicts import Verdict, Verdicts, write_verdicts
+from dicom_node.errors import ChildDiedError, GeometryError, LimitExceededError, ModelMismatchError, PluginError
 from dicom_node.infer import InferenceChild, Plugin, Request, Slots, read_plugin
 from dicom_node.reading.synthetic import write_series
 from tests import peers
@@ -261,3 +266,85 @@ def test_nothing_found_is_an_answer(plugin, child, request_):
     """Findings without a finding cross the border as well."""
     findings = child(plugin(_above(5000.0))).run(request_)
     assert ("nothing_found", ()) == (findings.outcome, findings.findings)
+
+
+def _verdict(plugin: Plugin, **changes: Any) -> Verdict:
+    """Return a verdict by which OpenVINO serves this plugin."""
+    verdict = Verdict(
+        engine="openvino",
+        fingerprint="",
+        model_sha256=plugin.model_sha256,
+        spec_sha256=plugin.manifest.spec_sha256(),
+        passed=True,
+        reasons=(),
+        relative_error=0.0,
+        label_disagreement=0.0,
+        same_findings=True,
+        seconds=1.0,
+        reference_seconds=2.0,
+        n_cases=1,
+        compared_at="2026-11-20T12:00:00+00:00",
+    )
+    return replace(verdict, **changes)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="the engine openvino is not installed")
+def test_verdicts_choose_the_engine_from_the_next_job_on(plugin, child, request_):
+    """No verdict: the reference. Passed: the engine. Another fingerprint, a damaged file, a roll-back: the reference.
+
+    The same warm child throughout; what stood in the way is a note of the result.
+    """
+    tiny = plugin(_above(50.0))
+    running = child(tiny)
+
+    def serves() -> tuple[str, tuple[str, ...]]:
+        findings = running.run(request_)
+        assert [120] == [one.measurements.n_voxels for one in findings.findings]
+        return findings.provenance.engine.split()[0], findings.notes
+
+    engine = load_engine("openvino", tiny.model_path.read_bytes(), Setting(threads=1)).fingerprint
+    assert ("onnxruntime", ()) == serves()
+    write_verdicts(tiny.verdicts_path, Verdicts().with_verdict(_verdict(tiny, fingerprint=engine)))
+    assert ("openvino", ()) == serves()
+    write_verdicts(tiny.verdicts_path, Verdicts(use="onnxruntime").with_verdict(_verdict(tiny, fingerprint=engine)))
+    assert ("onnxruntime", ()) == serves()
+    write_verdicts(tiny.verdicts_path, Verdicts().with_verdict(_verdict(tiny, fingerprint="openvino 1 CPU fp32")))
+    for _ in range(2):
+        engine, (note,) = serves()
+        assert engine == "onnxruntime"
+        assert "openvino 1 CPU fp32 was compared" in note
+    tiny.verdicts_path.write_text("{")
+    engine, (note,) = serves()
+    assert engine == "onnxruntime"
+    assert "engines.json cannot be read" in note
+
+
+def test_card_that_is_not_there_is_noted_and_the_reference_serves(plugin, child, request_):
+    """A verdict for a graphics card that is gone, or whose library is: the job goes on and says so."""
+    tiny = plugin(_above(50.0))
+    gone = replace(_verdict(tiny), engine="tensorrt", fingerprint="tensorrt 11 card fp32")
+    write_verdicts(tiny.verdicts_path, Verdicts().with_verdict(gone))
+    findings = child(tiny).run(request_)
+    assert findings.provenance.engine.startswith("onnxruntime")
+    assert findings.notes[-1].startswith("tensorrt was passed over: ")
+
+
+def test_changed_byte_in_model_or_spec_is_refused_by_name(plugin, child, request_):
+    """The child compares both with what was declared and published, before anything runs."""
+    tiny = plugin(_above(50.0))
+    reference = tiny.folder / "reference"
+    reference.mkdir()
+    (reference / "case.json").write_text(json.dumps({"spec_sha256": tiny.manifest.spec_sha256()}))
+    assert "result" == child(tiny).run(request_).outcome
+    assert tiny.defect() is None
+    manifest = tiny.folder / "plugin.toml"
+    manifest.write_text(manifest.read_text().replace("threshold = 0.5", "threshold = 0.6"))
+    changed = read_plugin(tiny.folder, tiny.verdicts_path.parents[1])
+    with pytest.raises(ModelMismatchError, match=r"plugin\.toml of tiny describes the spec"):
+        child(changed).run(request_)
+    assert "of tiny describes the spec" in (changed.defect() or "")
+    model = bytearray(tiny.model_path.read_bytes())
+    model[-1] ^= 1
+    tiny.model_path.write_bytes(model)
+    with pytest.raises(ModelMismatchError, match=r"model\.onnx has sha256"):
+        child(tiny).run(request_)

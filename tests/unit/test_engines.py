@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +16,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from dicom_node.engines import Engine, OnnxRuntimeEngine, TensorSpec, load_model
-from dicom_node.errors import EngineError, ModelMismatchError, OutOfMemoryError, PluginError, UnsupportedModelError
+from dicom_node.engines import Engine, OnnxRuntimeEngine, Setting, ShapeRange, TensorSpec, load_engine, load_model
+from dicom_node.errors import (
+    EngineError,
+    ModelMismatchError,
+    NotFoundError,
+    OutOfMemoryError,
+    PluginError,
+    UnsupportedModelError,
+)
 
 FREE = ["N", 1, "D", "H", "W"]
 
@@ -28,6 +40,16 @@ def _model(*nodes: onnx.NodeProto, initializers: list[onnx.TensorProto] | None =
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     return model.SerializeToString()
+
+
+def _load(name: str, model: bytes) -> Engine:
+    """Return the engine on one thread; skip where it is not installed."""
+    if find_spec(name) is None:
+        pytest.skip(f"the engine {name} is not installed")
+    return load_engine(name, model, Setting(threads=1))
+
+
+ON_THE_CPU = pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 
 
 @pytest.fixture(scope="module")
@@ -54,14 +76,14 @@ def test_missing_model_is_a_broken_plugin(tmp_path: Path) -> None:
         load_model(tmp_path / "model.onnx", "0" * 64)
 
 
-def test_engine_runs_and_names_itself(doubling: bytes) -> None:
+@ON_THE_CPU
+def test_engine_runs_and_names_itself(doubling: bytes, name: str) -> None:
     """Arrays in, arrays out by name; the fingerprint says runtime, version, device, precision."""
-    engine: Engine = OnnxRuntimeEngine.load(doubling, threads=1)
+    engine = _load(name, doubling)
     engine.warm_up()
     image = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 2, 2)
     assert np.array_equal(engine.run({"image": image})["logits"], 2 * image)
-    assert engine.fingerprint.startswith("onnxruntime 1.")
-    assert engine.fingerprint.endswith(" CPU fp32")
+    assert re.fullmatch(rf"{name} \d+\.\d+\.\d+ CPU fp32", engine.fingerprint)
     assert engine.signature.inputs == (TensorSpec(name="image", dtype="float32", shape=(None, 1, None, None, None)),)
     assert str(engine.signature.inputs[0]) == "image float32 [?, 1, ?, ?, ?]"
 
@@ -76,25 +98,28 @@ def test_engine_runs_and_names_itself(doubling: bytes) -> None:
         {},
     ],
 )
-def test_wrong_input_is_an_engine_error(doubling: bytes, inputs: dict[str, Any]) -> None:
-    """Whatever the runtime raises for it, we raise EngineError."""
+@ON_THE_CPU
+def test_wrong_input_is_an_engine_error(doubling: bytes, inputs: dict[str, Any], name: str) -> None:
+    """Whatever the runtime makes of it, we raise EngineError."""
     with pytest.raises(EngineError):
-        OnnxRuntimeEngine.load(doubling, threads=1).run(inputs)
+        _load(name, doubling).run(inputs)
 
 
-def test_closed_engine_runs_no_more(doubling: bytes) -> None:
+@ON_THE_CPU
+def test_closed_engine_runs_no_more(doubling: bytes, name: str) -> None:
     """After close there is an error of ours, not a crash."""
-    engine = OnnxRuntimeEngine.load(doubling, threads=1)
+    engine = _load(name, doubling)
     engine.close()
     with pytest.raises(EngineError, match="closed"):
         engine.run({"image": np.zeros((1, 1, 2, 2, 2), np.float32)})
 
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\xff" * 40, b"\x3a\xff\xff\xff\xff\x07graph"])
-def test_no_model_is_a_broken_plugin(data: bytes) -> None:
+@ON_THE_CPU
+def test_no_model_is_a_broken_plugin(data: bytes, name: str) -> None:
     """Bytes that are no ONNX model are refused, never a crash of the parser."""
     with pytest.raises((PluginError, UnsupportedModelError)):
-        OnnxRuntimeEngine.load(data, threads=1)
+        _load(name, data)
 
 
 def test_truncated_model_is_refused(doubling: bytes) -> None:
@@ -104,10 +129,12 @@ def test_truncated_model_is_refused(doubling: bytes) -> None:
             OnnxRuntimeEngine.load(doubling[:size], threads=1)
 
 
-def test_unknown_operator_is_unsupported() -> None:
-    """A custom operator needs native code of a stranger: this runtime does not have it."""
+@ON_THE_CPU
+def test_unknown_operator_is_unsupported(name: str) -> None:
+    """A custom operator needs native code of a stranger: no runtime here has it, and its name is said."""
+    model = _model(helper.make_node("Frobnicate", ["image"], ["logits"], domain="x.y"))
     with pytest.raises(UnsupportedModelError, match="Frobnicate"):
-        OnnxRuntimeEngine.load(_model(helper.make_node("Frobnicate", ["image"], ["logits"], domain="x.y")), threads=1)
+        _load(name, model)
 
 
 def _external(name: str) -> onnx.TensorProto:
@@ -117,7 +144,8 @@ def _external(name: str) -> onnx.TensorProto:
     return tensor
 
 
-def test_external_weights_are_refused() -> None:
+@ON_THE_CPU
+def test_external_weights_are_refused(name: str) -> None:
     """Weights in another file are refused before the runtime follows the path, wherever in the graph they hide."""
     outer = _model(helper.make_node("Add", ["image", "w"], ["logits"]), initializers=[_external("w")])
     constant = _model(
@@ -129,7 +157,7 @@ def test_external_weights_are_refused() -> None:
     inner = _model(helper.make_node("If", ["c"], ["logits"], then_branch=branch, else_branch=branch))
     for model in (outer, constant, inner):
         with pytest.raises(PluginError, match="one ONNX file"):
-            OnnxRuntimeEngine.load(model, threads=1)
+            _load(name, model)
 
 
 def test_too_little_memory_is_said_so() -> None:
@@ -159,3 +187,48 @@ def test_first_convolution_sets_the_width() -> None:
         return OnnxRuntimeEngine.load(model, threads=1).memory_bytes({"image": (1, 1, 32, 32, 32)})
 
     assert estimate(32) > 3 * estimate(8)
+
+
+def test_engine_that_nobody_knows_is_not_found(doubling: bytes) -> None:
+    """A misspelt name says which names there are."""
+    with pytest.raises(NotFoundError, match="onnxruntime, openvino"):
+        load_engine("openvimo", doubling, Setting())
+
+
+@ON_THE_CPU
+def test_precision_that_an_engine_lacks_is_refused(doubling: bytes, name: str) -> None:
+    """No engine computes in another precision than it was asked for without saying so."""
+    _load(name, doubling)
+    with pytest.raises(UnsupportedModelError, match="fp8"):
+        load_engine(name, doubling, Setting(precision="fp8"))
+
+
+def test_openvino_keeps_to_single_precision() -> None:
+    """A sum that bfloat16 cannot hold comes out as in the reference; a lower precision stands in the fingerprint."""
+    weights = helper.make_tensor("w", TensorProto.FLOAT, [8, 8, 3, 3, 3], list(np.linspace(-1, 1, 8 * 8 * 27)))
+    model = _model(
+        helper.make_node("Conv", ["image", "w"], ["logits"]), initializers=[weights], shape=["N", 8, 9, 9, 9]
+    )
+    image = np.random.default_rng(1).random((1, 8, 9, 9, 9), dtype=np.float32)
+    exact = _load("onnxruntime", model).run({"image": image})["logits"]
+    found = _load("openvino", model).run({"image": image})["logits"]
+    assert float(np.abs(found - exact).max()) < 1e-5 * float(np.abs(exact).max())
+    assert load_engine("openvino", model, Setting(precision="bf16")).fingerprint.endswith("CPU bf16")
+
+
+@pytest.mark.parametrize("usual", [(0, 1, 8), (3, 1, 8), (1, 8)])
+def test_shapes_out_of_order_make_no_range(usual: tuple[int, ...]) -> None:
+    """Least, usual and most are of one length, positive and in order."""
+    with pytest.raises(ValueError, match="image"):
+        ShapeRange(tensor="image", least=(1, 1, 8), usual=usual, most=(2, 1, 8))
+
+
+def test_openvino_sends_nothing_home(tmp_path: Path) -> None:
+    """Its import would report to its makers and leave a client id in the home folder; ours does neither."""
+    if find_spec("openvino") is None:
+        pytest.skip("the engine openvino is not installed")
+    code = "import sys, threading, dicom_node.engines.openvino; print(threading.active_count())"
+    environment = {**os.environ, "HOME": str(tmp_path), "CI": "false"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "1" == found.stdout.strip()
+    assert not (tmp_path / "intel").exists()
