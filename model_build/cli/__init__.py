@@ -23,7 +23,7 @@ from model_build.phantoms import make_phantom, write_study
 from model_build.plan import read_plan
 
 if TYPE_CHECKING:
-    from model_build.evaluate import Pair
+    from model_build.evaluation import Pair
 
 __all__ = ["app", "main"]
 
@@ -127,7 +127,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare what a plugin finds in unseen phantoms with the truth; exit 1 unless every target holds."""
-    from model_build.evaluate import evaluate as evaluate_plugin
+    from model_build.evaluation import evaluate as evaluate_plugin
 
     def report(seed: int, pairs: list[Pair]) -> None:
         Console(stderr=True).print(f"seed {seed}: {len(pairs)} rows", highlight=False)
