@@ -1,6 +1,7 @@
 """Phantoms: images whose truth is known exactly, because both are computed from the same bodies. No torch.
 
-`qa` the commissioning phantom. Everything follows from a seed.
+`qa` the commissioning phantom; `chest` a CT with lung nodules, imaged by a `scanner` or by a shifted one; `frozen` says
+which generators and seeds a training must find unchanged. Everything follows from a seed.
 """
 
 from model_build.phantoms.qa import (
