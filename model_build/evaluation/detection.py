@@ -172,7 +172,9 @@ def froc_figures(studies: Sequence[StudyResult], *, repeats: int = 300) -> dict[
 
 
 def _confidences(studies: Sequence[StudyResult]) -> tuple[list[float], list[float], int]:
-    hits, false, n_targets = [], [], 0
+    hits: list[float] = []
+    false: list[float] = []
+    n_targets = 0
     for study in studies:
         for each in study.matches:
             n_targets += each.target is not None
