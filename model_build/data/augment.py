@@ -66,12 +66,12 @@ def augment(
     """
     if label is not None and label.shape != image.shape:
         raise ValueError(f"an image {image.shape} and a label {label.shape}")
-    flips = [axis for axis in how.flip_axes if rng.random() < 0.5]
+    flips = tuple(axis for axis in how.flip_axes if rng.random() < 0.5)
     image = np.flip(image, flips)
     label = None if label is None else np.flip(label, flips)
     matrix = _matrix(rng, image.ndim, how, np.asarray(spacing_mm or (1.0,) * image.ndim))
     if not np.allclose(matrix, np.eye(image.ndim)):
-        image = _moved(image, matrix, 1)
+        image = np.asarray(_moved(image, matrix, 1), dtype=np.float32)
         label = None if label is None else _moved(label, matrix, label_order)
     if how.crop is not None:
         box = _box(rng, image.shape, how.crop)

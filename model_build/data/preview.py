@@ -49,7 +49,7 @@ def preview_sheet(
         shown, there = (image, label) if place == 0 else augment(rng, image, label, how)
         top, left = (place // columns) * (y + _GAP), (place % columns) * (x + _GAP)
         tile = sheet[top : top + shown.shape[0], left : left + shown.shape[1]]
-        tile[:] = np.uint8(np.clip(shown, 0, 1) * 255)[..., None]
+        tile[:] = np.asarray(np.clip(shown, 0, 1) * 255, dtype=np.uint8)[..., None]
         if there is not None:
             tile[_border(there)] = (255, 40, 40)
     return sheet
