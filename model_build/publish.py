@@ -21,7 +21,7 @@ from dicom_node.findings import Findings
 from dicom_node.predict import predict
 from dicom_node.reading import load_volume
 from dicom_node.reading.synthetic import write_series
-from model_build.evaluate import open_plugin
+from model_build.evaluation import open_plugin
 from model_build.phantoms import make_phantom
 
 __all__ = ["MAX_BYTES", "REFERENCE_CASE", "REFERENCE_IMAGE", "describe_findings", "publish", "write_reference"]

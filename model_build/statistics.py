@@ -16,10 +16,9 @@ import numpy as np
 from dicom_node.errors import UsageError
 from dicom_node.imaging import Volume, prepare
 from dicom_node.imaging.appearance import MEASURES, ImageMeasure, percentiles_of, view_of
-from dicom_node.imaging.geometry import Grid
 from dicom_node.plugin_api import Manifest, TrainingStatistics
 from dicom_node.reading import find_files, group_series, load_volume, read_nifti
-from model_build.data import frames_on
+from model_build.volumes import volume_from_array
 
 __all__ = ["PERCENTILES", "Appearance", "appearance_of", "as_toml", "read_image", "statistics_of"]
 
@@ -70,8 +69,7 @@ def read_image(path: Path) -> Volume:
     """
     if path.name.endswith((".nii", ".nii.gz")):
         array, affine = read_nifti(path)
-        grid = Grid(shape=array.shape, affine_lps=affine)
-        return Volume(array=array.astype(np.float32), grid=grid, frames=frames_on(grid), modality="MR")
+        return volume_from_array(array.astype(np.float32), affine, modality="MR")
     series = [each for each in group_series(find_files(path))[0] if each.images]
     if len(series) != 1:
         raise UsageError(f"{path.name} holds {len(series)} series with images; name the folder of one")

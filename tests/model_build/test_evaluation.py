@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from dicom_node.errors import UsageError
 from model_build.cli import app
-from model_build.evaluate import Evaluation, Pair, pair_up
+from model_build.evaluation import Evaluation, Pair, pair_up
 from model_build.phantoms import PhantomObject
 
 RIGHT = Pair(

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model_build.phantoms import GAP_MM, Phantom, make_phantom, object_occupancy, write_study
-from model_build.solids import Solid, occupancy, rotation_from, segment_distance_mm
+from model_build.phantoms import Phantom, make_phantom, object_occupancy, write_study
+from model_build.phantoms.qa import GAP_MM
+from model_build.phantoms.solids import Solid, occupancy, rotation_from, segment_distance_mm
 
 NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
 

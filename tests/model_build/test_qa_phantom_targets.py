@@ -15,7 +15,7 @@ from dicom_node.config import read_table
 from dicom_node.plugin_api import Manifest
 from dicom_node.predict import predict
 from dicom_node.reading import load_volume
-from model_build.evaluate import evaluate, open_plugin, predict_phantom
+from model_build.evaluation import evaluate, open_plugin, predict_phantom
 from model_build.phantoms import make_phantom
 from model_build.plan import read_plan
 from model_build.publish import MAX_BYTES, describe_findings

@@ -25,7 +25,7 @@ from dicom_node.plugin_api import Manifest
 from dicom_node.predict import predict
 from dicom_node.reading import find_files, group_series, load_volume, read_nifti
 from model_build.data import volume_of
-from model_build.evaluate import open_plugin
+from model_build.evaluation import open_plugin
 from model_build.phantoms import make_phantom
 from tests.plugins import heads, impostors
 from tests.unit.imaging_case import Ramp, make_volume

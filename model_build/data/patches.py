@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dicom_node.imaging.geometry import Grid
 from dicom_node.imaging.preprocess import prepare
 from dicom_node.imaging.steps import Step
 from dicom_node.imaging.volume import Volume
-from dicom_node.study import Frame
 from model_build.phantoms import Phantom, make_phantom, object_occupancy
 from model_build.plan import Patches
+from model_build.volumes import volume_from_array
 
-__all__ = ["Example", "draw_batch", "frames_on", "make_example", "volume_of"]
+__all__ = ["Example", "draw_batch", "make_example", "volume_of"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -36,31 +35,9 @@ class Example:
     """(n, 3): array indices of the distractors' centres."""
 
 
-def frames_on(grid: Grid) -> tuple[Frame, ...]:
-    """Return frames for the slices of a grid that no file describes."""
-    z, y, x = grid.shape
-    axes = grid.affine_lps[:3, :3]
-    along_row, down_column = (axes[:, axis] / np.linalg.norm(axes[:, axis]) for axis in (0, 1))
-    return tuple(
-        Frame(
-            sop_instance_uid=f"2.25.{index + 1}",
-            frame_number=1,
-            position_mm=tuple(grid.affine_lps[:3, 3] + index * axes[:, 2]),
-            orientation=(*along_row, *down_column),
-            pixel_spacing_mm=(float(np.linalg.norm(axes[:, 1])), float(np.linalg.norm(axes[:, 0]))),
-            rows=y,
-            columns=x,
-            frame_of_reference_uid=None,
-        )
-        for index in range(z)
-    )
-
-
 def volume_of(phantom: Phantom) -> Volume:
     """Return the phantom as the volume that reading its series would give, unrounded."""
-    z, y, x = phantom.array.shape
-    grid = Grid(shape=(z, y, x), affine_lps=phantom.affine_lps)
-    return Volume(array=phantom.array, grid=grid, frames=frames_on(grid), modality="CT")
+    return volume_from_array(phantom.array, phantom.affine_lps, modality="CT")
 
 
 def make_example(seed: int, steps: Sequence[Step]) -> Example:

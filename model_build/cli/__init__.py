@@ -20,12 +20,14 @@ from dicom_node.config import data_dir, find_config, load_config, read_table
 from dicom_node.errors import DicomNodeError, UsageError
 from dicom_node.ids import new_uid
 from dicom_node.plugin_api import Manifest
+from model_build.cli.data import data
+from model_build.cli.nodules import evaluate_nodules
 from model_build.phantoms import make_phantom, write_study
 from model_build.plan import read_plan
 
 if TYPE_CHECKING:
     from dicom_node.engines.verdicts import Verdict
-    from model_build.evaluate import Pair
+    from model_build.evaluation import Pair
 
 __all__ = ["app", "main"]
 
@@ -40,11 +42,22 @@ ModelsOption = Annotated[
 PluginOption = Annotated[Path, typer.Option("--plugin", help="Folder of the plugin.", file_okay=False, exists=True)]
 
 
+app.command()(data)
+app.command("evaluate-nodules")(evaluate_nodules)
+
+
 class OrientationName(StrEnum):
     """How cylinder and slices lie."""
 
     axial = "axial"
     oblique = "oblique"
+
+
+class PhantomKind(StrEnum):
+    """Which phantom."""
+
+    qa = "qa"
+    chest = "chest"
 
 
 @app.command()
@@ -53,19 +66,27 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="The same seed, the same phantom.")] = 1,
     orientation: Annotated[OrientationName, typer.Option()] = OrientationName.oblique,
     empty: Annotated[bool, typer.Option("--empty", help="Distractors only: nothing to be found.")] = False,
+    kind: Annotated[PhantomKind, typer.Option(help="chest: a CT with lung nodules.")] = PhantomKind.qa,
+    shifted: Annotated[bool, typer.Option("--shifted", help="chest: taken by the other scanner.")] = False,
     date: Annotated[str | None, typer.Option(help="Study date, YYYYMMDD; default: today.")] = None,
     uid_root: Annotated[str | None, typer.Option(help="UIDs are derived from it; default: a new one.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a QA phantom study as DICOM, with the truth beside it."""
+    """Write a phantom study as DICOM, with the truth beside it."""
     if any((out / "dicom").glob("*.dcm")):
         raise UsageError(f"{out} holds a study already; give an empty folder")
-    study = write_study(
-        make_phantom(seed, orientation=orientation.value, empty=empty),
-        out,
-        uid_root=uid_root or new_uid(),
-        acquired_at=_moment(date),
-    )
+    moment, root = _moment(date), uid_root or new_uid()
+    if kind is PhantomKind.chest:
+        from model_build.phantoms.chest import make_chest, write_chest
+
+        if orientation is not OrientationName.oblique:
+            raise UsageError("--orientation belongs to the qa phantom; a chest is always axial")
+        study = write_chest(make_chest(seed, shifted=shifted, empty=empty), out, uid_root=root, acquired_at=moment)
+    elif shifted:
+        raise UsageError("--shifted belongs to --kind chest")
+    else:
+        made = make_phantom(seed, orientation=orientation.value, empty=empty)
+        study = write_study(made, out, uid_root=root, acquired_at=moment)
     summary = {
         "folder": str(study.folder),
         "instances": len(study.instances),
@@ -132,7 +153,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare what a plugin finds in unseen phantoms with the truth; exit 1 unless every target holds."""
-    from model_build.evaluate import evaluate as evaluate_plugin
+    from model_build.evaluation import evaluate as evaluate_plugin
 
     def report(seed: int, pairs: list[Pair]) -> None:
         Console(stderr=True).print(f"seed {seed}: {len(pairs)} rows", highlight=False)

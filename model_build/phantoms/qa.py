@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dicom_node.ids import derived_uid
 from dicom_node.reading.synthetic import write_series
-from model_build.solids import Rotation, Solid, Vector, occupancy, rotation_from, segment_distance_mm
+from model_build.phantoms.solids import Rotation, Solid, Vector, occupancy, rotation_from, segment_distance_mm
 
 __all__ = ["Orientation", "Phantom", "PhantomObject", "StudyFiles", "make_phantom", "object_occupancy", "write_study"]
 
