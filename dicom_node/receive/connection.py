@@ -200,6 +200,8 @@ class Connection:
         if self._wrap is not None:
             self._socket.settimeout(ASSOCIATE_TIMEOUT_S / 3)
             self._socket = tls = self._wrap(self._socket)
+            if self._is_ending:  # `end` may have spoken to the plain socket, which is none any more
+                raise _Over("lost", "the node stops")
             tls.do_handshake()
             tls.settimeout(self._tick_s)
             return

@@ -128,7 +128,7 @@ def _with_a_report_beside(slices):
 
 BROKEN = {
     _cut_pixels: ("refused", "the file is truncated"),
-    _without_pixels: ("refused", "a slice is missing"),
+    _without_pixels: ("refused", "no pixel data"),
     _without_a_slice: ("refused", "a slice is missing"),
     _unreadable_syntax: ("refused", "JPEG 2000 Part 2"),
     _with_a_report_beside: ("done", None),

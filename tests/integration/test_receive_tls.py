@@ -22,8 +22,10 @@ from dicom_node.dimse import RejectedAssociationError, echo, pdu, send_files
 from dicom_node.dimse.tls import CertificateFiles, Certificates, client_context
 from dicom_node.errors import UnreachableError
 from dicom_node.logs import Log
+from dicom_node.receive.connection import Connection
 from tests import peers
 from tests.integration.receiving import dicom_file, encode_data_set, small_data_set
+from tests.integration.test_connection import Limits, Remembering
 from tests.peers.certificates import Authority, authority
 from tests.peers.require import find_program
 from tests.torture.hostile import (
@@ -209,6 +211,27 @@ def test_a_peer_that_goes_away_leaves_nothing(place: Place, tmp_path: Path) -> N
         socket.socket.shutdown(connection, socket.SHUT_RDWR)
     assert peers.eventually(lambda: not list(tmp_path.rglob("*.part")), timeout_s=10)
     assert [] == place.receiver.filed_digests()
+
+
+def test_an_end_while_the_socket_is_wrapped_is_not_lost(tmp_path: Path) -> None:
+    """The plain socket is none any more and the other not yet there: no handshake is begun that nobody ends."""
+    files = authority(tmp_path / "ca").issue("node")
+    context = Certificates(files, clock=ManualClock(), log=Log("tls")).server()
+
+    def wrap(plain: socket.socket) -> ssl.SSLSocket:
+        wrapped = context.wrap_socket(plain, server_side=True, do_handshake_on_connect=False)
+        connection.end()
+        return wrapped
+
+    host = Remembering()
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.create_connection(listening.getsockname()):
+        plain = listening.accept()[0]
+        connection = Connection(plain, "127.0.0.1", host=host, settings=Limits(), clock=ManualClock(), tls=wrap)
+        thread = threading.Thread(target=connection.run)
+        thread.start()
+        assert host.is_over.wait(5)
+        thread.join()
+    assert ("lost", "the node stops") == (host.how, host.reason)
 
 
 def test_stopping_ends_an_association_and_a_handshake(place: Place) -> None:
