@@ -105,7 +105,12 @@ def test_inspect_tells_what_is_too_large(tmp_path: Path) -> None:
     verdicts = []
     for limit_mb in (3, 60):
         manifest = make_manifest(limits={"time_s": 1.0, "ram_mb": limit_mb})
-        plugin = Plugin(manifest=manifest, folder=tmp_path, model_path=tmp_path / "model.onnx")
+        plugin = Plugin(
+            manifest=manifest,
+            folder=tmp_path,
+            model_path=tmp_path / "model.onnx",
+            verdicts_path=tmp_path / "engines.json",
+        )
         (entry,) = inspect(tmp_path / "ct", [plugin])
         verdicts.append(entry["plugins"]["ramp"])
     assert [verdict["eligible"] for verdict in verdicts] == [False, True]
