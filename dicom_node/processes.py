@@ -8,12 +8,15 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from dicom_node.errors import UsageError
+
+_T = TypeVar("_T")
 
 _PR_SET_PDEATHSIG: Final = 1
 """prctl(2), linux/prctl.h."""
@@ -35,6 +38,12 @@ def give_way() -> None:
     """
     with suppress(OSError):
         os.nice(_BEHIND)
+
+
+def behind(work: Callable[[], _T]) -> _T:
+    """Do `work` in a thread that gives way, and return what it does; the caller keeps its own niceness."""
+    with ThreadPoolExecutor(max_workers=1, initializer=give_way) as thread:
+        return thread.submit(work).result()
 
 
 _SERVING: Final = "serving.lock"

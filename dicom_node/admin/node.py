@@ -21,7 +21,7 @@ from dicom_node.config.schema import Address, Peer
 from dicom_node.errors import NotFoundError, UnreachableError, UsageError
 from dicom_node.ids import Installation
 from dicom_node.logs import Log
-from dicom_node.processes import give_way
+from dicom_node.processes import behind
 from dicom_node.study import StudyView
 
 if TYPE_CHECKING:
@@ -419,8 +419,8 @@ class Admin:
         """Write a checked copy of the records to a new file; the node may serve meanwhile."""
         from dicom_node.backup import backup
 
-        give_way()  # whoever runs it by hand waits a little longer, no scanner does
-        backup(self._node.database, target, clock=self._node.clock)
+        # Whoever runs it by hand waits a little longer, no scanner does.
+        behind(lambda: backup(self._node.database, target, clock=self._node.clock))
         return {"file": str(target), "size_bytes": target.stat().st_size}
 
     def restore(self, source: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.node import RunningNode
 from dicom_node.logs import Log
+from dicom_node.processes import behind
 from dicom_node.roles import Loop, LoopingRole
 from tests import peers
 
@@ -68,6 +69,13 @@ def test_what_is_settled_is_walked_over_no_more() -> None:
         "assert gone() is None\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
+
+
+def test_work_done_behind_leaves_its_caller_where_it_was() -> None:
+    """A backup by hand gives way; what its process does next, in the tests all that follows, does not."""
+    before = os.nice(0)
+    assert before < behind(lambda: os.nice(0))
+    assert before == os.nice(0)
 
 
 def test_a_loop_that_gives_way_does_so_alone() -> None:
