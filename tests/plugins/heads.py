@@ -138,7 +138,9 @@ def _inverted(volume: Volume) -> Volume:
 def _scrambled(volume: Volume) -> Volume:
     """Return an image with the head's spectrum and nobody's phase."""
     noise = np.fft.rfftn(np.random.default_rng(3).standard_normal(volume.array.shape))
-    image = np.fft.irfftn(np.abs(np.fft.rfftn(volume.array)) * noise / np.abs(noise), s=volume.array.shape)
+    image = np.fft.irfftn(
+        np.abs(np.fft.rfftn(volume.array)) * noise / np.abs(noise), s=volume.array.shape, axes=(0, 1, 2)
+    )
     return _made(volume, np.clip(image, 0, None))
 
 
